@@ -39,8 +39,9 @@ pub(super) struct Options {
     #[arg(long, value_name = "FILE")]
     arti_config: Option<PathBuf>,
     /// Also reach other nodes that have it over WireGuard (UDP), which is faster: they learn this
-    /// node's address. ADDRESS[:PORT] is where to listen, or an IPv4 and an IPv6 address with a
-    /// comma between them [default: the addresses of the default routes, port 7440]
+    /// node's address. ADDRESS, with or without a port, is where to listen; or give an IPv4 and an
+    /// IPv6 address with a comma between them [default: the addresses of the default routes, port
+    /// 7440]
     #[arg(long, value_name = "ADDRESS", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     wireguard: Option<ListenOption>,
     /// Print only the address

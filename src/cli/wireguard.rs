@@ -27,7 +27,7 @@ pub(super) struct Options {
 enum Action {
     /// Show for each other member whether it is reached over WireGuard, and if not, why
     Status,
-    /// Switch it on until the daemon starts again: `enabled` in [wireguard] decides then
+    /// Switch it on until the daemon starts again: the key `enabled` decides then
     On,
     /// Switch it off until the daemon starts again, and withdraw this node's address
     Off,
