@@ -13,7 +13,7 @@ use crate::link::ChannelBinding;
 use crate::stream::BoxStream;
 
 /// Most peers of one engine; those with the highest ids are left out beyond it. A cluster has some
-/// hundreds of nodes, and a peer costs about 15 KiB.
+/// hundreds of nodes, and a peer costs about 17 KiB of memory.
 pub const MOST_PEERS: usize = 512;
 /// Most endpoints of one peer that are tried; an engine ignores further ones.
 pub const MOST_ENDPOINTS: usize = 4;
