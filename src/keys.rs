@@ -49,6 +49,7 @@ macro_rules! redact {
         })*
     };
 }
+pub(crate) use redact;
 
 /// Defines a secret that is a 32-byte Ed25519 seed, whose public half is a `$id`.
 macro_rules! seed_secret {

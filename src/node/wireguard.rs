@@ -286,7 +286,7 @@ impl WireguardTask {
     /// Rotates the keys if that is due. They are on disk before they are used; if they cannot be
     /// written, the rotation waits.
     fn rotate(&self, own: &mut OwnKeys) {
-        let Some(mut next) = OwnKeys::from_bytes(&own.to_bytes()) else { return };
+        let mut next = own.duplicate();
         if !next.rotate(unix_now(), || WireguardSecret::generate(&mut rand::rng())) {
             return;
         }

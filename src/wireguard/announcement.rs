@@ -112,16 +112,16 @@ impl Announcement {
     /// The keys in the order in which to try them at `unix` seconds since the epoch: first the one
     /// in use.
     pub fn keys_at(&self, unix: u64) -> Vec<WireguardKey> {
-        let in_use = in_use(self.keys.iter().map(|dated| dated.from), unix);
-        let others = self.keys.iter().enumerate().filter(|(at, _)| *at != in_use).map(|(_, dated)| dated.key);
-        self.keys.get(in_use).map(|dated| dated.key).into_iter().chain(others).collect()
+        in_order_of_use(&self.keys, |dated| dated.from, unix).map(|dated| dated.key).collect()
     }
 }
 
-/// Which of the keys, by their rising times of start, is in use at `unix`: the latest that has
-/// begun, or the first if none has.
-pub(super) fn in_use(starts: impl Iterator<Item = u64>, unix: u64) -> usize {
-    starts.take_while(|from| *from <= unix).count().saturating_sub(1)
+/// Keys with rising times of start, the one in use at `unix` first: the latest that has begun, or
+/// the first if none has.
+pub(super) fn in_order_of_use<T>(keys: &[T], from: impl Fn(&T) -> u64, unix: u64) -> impl Iterator<Item = &T> {
+    let in_use = keys.iter().take_while(|key| from(key) <= unix).count().saturating_sub(1);
+    let others = keys.iter().enumerate().filter(move |(at, _)| *at != in_use).map(|(_, key)| key);
+    keys.get(in_use).into_iter().chain(others)
 }
 
 fn packed(endpoint: &SocketAddr) -> VarBytes {

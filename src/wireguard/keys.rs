@@ -6,6 +6,8 @@ use data_encoding::BASE64;
 use rand::{CryptoRng, RngExt};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
+use crate::keys::redact;
+
 /// A secret key. Its public half goes into the endpoint record.
 #[derive(Zeroize, ZeroizeOnDrop)]
 pub struct WireguardSecret([u8; 32]);
@@ -37,11 +39,7 @@ impl WireguardSecret {
     }
 }
 
-impl fmt::Debug for WireguardSecret {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("WireguardSecret(redacted)")
-    }
-}
+redact!(WireguardSecret);
 
 /// The point has a small order, so every shared secret with it is zero and known to all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

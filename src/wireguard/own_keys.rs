@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use super::announcement::{DatedKey, MOST_KEYS, in_use};
+use super::announcement::{DatedKey, MOST_KEYS, in_order_of_use};
 use super::{WireguardKey, WireguardSecret};
 
 /// Time for which a key is used.
@@ -27,12 +27,21 @@ struct OwnKey {
     /// Start of its use, in seconds since the Unix epoch.
     from: u64,
     secret: WireguardSecret,
+    /// Kept, because the plan compares it with every member's keys each second.
+    public: WireguardKey,
+}
+
+impl OwnKey {
+    fn new(from: u64, secret: WireguardSecret) -> Self {
+        let public = secret.public();
+        Self { from, secret, public }
+    }
 }
 
 impl OwnKeys {
     /// The first key of a node, in use from `unix` on.
     pub fn new(secret: WireguardSecret, unix: u64) -> Self {
-        Self(vec![OwnKey { from: unix, secret }])
+        Self(vec![OwnKey::new(unix, secret)])
     }
 
     /// Adds a successor or drops a key, if that is due at `unix`. True if something has changed:
@@ -56,7 +65,7 @@ impl OwnKeys {
         match self.0.as_mut_slice() {
             [only] if is_due(only) => {
                 only.from = only.from.min(unix);
-                self.0.push(OwnKey { from: soon, secret: make() });
+                self.0.push(OwnKey::new(soon, make()));
                 true
             }
             _ => changed,
@@ -65,25 +74,29 @@ impl OwnKeys {
 
     /// The secrets, the one to use at `unix` first.
     pub fn secrets_at(&self, unix: u64) -> Vec<WireguardSecret> {
-        let first = in_use(self.0.iter().map(|key| key.from), unix);
-        let others = self.0.iter().enumerate().filter(|(at, _)| *at != first).map(|(_, key)| key);
-        self.0.get(first).into_iter().chain(others).map(|key| key.secret.duplicate()).collect()
+        in_order_of_use(&self.0, |key| key.from, unix).map(|key| key.secret.duplicate()).collect()
     }
 
     /// The public keys, as they are announced.
     pub fn announced(&self) -> Vec<DatedKey> {
-        self.0.iter().map(|key| DatedKey { key: key.secret.public(), from: key.from }).collect()
+        self.0.iter().map(|key| DatedKey { key: key.public, from: key.from }).collect()
     }
 
     /// Whether one of the keys has this public half.
     pub fn has(&self, key: &WireguardKey) -> bool {
-        self.0.iter().any(|own| own.secret.public() == *key)
+        self.0.iter().any(|own| own.public == *key)
+    }
+
+    /// A copy; explicit, because it has secrets.
+    pub fn duplicate(&self) -> Self {
+        let copy = |key: &OwnKey| OwnKey { from: key.from, secret: key.secret.duplicate(), public: key.public };
+        Self(self.0.iter().map(copy).collect())
     }
 
     /// The form on disk.
     pub fn to_bytes(&self) -> Zeroizing<Vec<u8>> {
         let mut bytes = Zeroizing::new(Vec::with_capacity(MOST_KEYS * ENTRY));
-        for OwnKey { from, secret } in &self.0 {
+        for OwnKey { from, secret, .. } in &self.0 {
             bytes.extend_from_slice(&from.to_be_bytes());
             bytes.extend_from_slice(secret.as_bytes());
         }
@@ -100,7 +113,7 @@ impl OwnKeys {
         let read = |entry: &[u8; ENTRY]| {
             let (from, secret) = entry.split_first_chunk::<8>()?;
             let secret = Zeroizing::new(<[u8; 32]>::try_from(secret).ok()?);
-            Some(OwnKey { from: u64::from_be_bytes(*from), secret: WireguardSecret::from_bytes(&secret) })
+            Some(OwnKey::new(u64::from_be_bytes(*from), WireguardSecret::from_bytes(&secret)))
         };
         let keys = entries.iter().map(read).collect::<Option<Vec<_>>>()?;
         keys.is_sorted_by(|one, next| one.from < next.from).then_some(Self(keys))

@@ -99,13 +99,13 @@ impl WireguardPlan {
         let mut actions = Vec::new();
         self.open(situation);
         self.settle_keys(situation.own);
-        let secrets = situation.own.secrets_at(situation.unix);
-        let wanted = (secrets.iter().map(|secret| secret.public()).collect(), self.peers(situation));
+        let announcement = Announcement { keys: situation.own.announced(), endpoints: situation.endpoints.to_vec() };
+        let wanted = (announcement.keys_at(situation.unix), self.peers(situation));
         if self.applied.as_ref() != Some(&wanted) {
-            actions.push(PlanAction::Apply(Desired { own: secrets, peers: wanted.1.clone() }));
+            let own = situation.own.secrets_at(situation.unix);
+            actions.push(PlanAction::Apply(Desired { own, peers: wanted.1.clone() }));
             self.applied = Some(wanted);
         }
-        let announcement = Announcement { keys: situation.own.announced(), endpoints: situation.endpoints.to_vec() };
         let announced = (announcement, self.ring.first().copied());
         if self.announced.as_ref() != Some(&announced) {
             actions.push(PlanAction::Announce(announced.0.clone()));

@@ -21,7 +21,7 @@ use super::stack::StreamNews;
 use super::tunnel::{Kind, OwnKey, is_for_another_key};
 use crate::counters::{Counter, Counters};
 use crate::link::ChannelBinding;
-use crate::wireguard::{Desired, EngineError, MOST_ENDPOINTS, MOST_PEERS, Peer, PeerStatus, WireguardKey};
+use crate::wireguard::{Desired, EngineError, MOST_ENDPOINTS, MOST_KEYS, MOST_PEERS, Peer, PeerStatus, WireguardKey};
 
 /// Interval of the timers of all tunnels (boringtun asks for 250 ms to 1 s).
 const TICK: Duration = Duration::from_millis(250);
@@ -185,8 +185,7 @@ impl Machine {
         let Some(segment) = peer.segment(&packet) else { return self.counters.count(Counter::WireguardForbidden) };
         self.next_stream += 1;
         let may_open = self.next_stream;
-        let is_full =
-            segment.opens && self.peers.values().map(PeerState::streams).sum::<usize>() >= MOST_STREAMS_IN_TOTAL;
+        let is_full = segment.opens && self.is_full();
         let Some(peer) = self.peers.get_mut(&node) else { return };
         if is_full || !peer.stack.receive(packet, segment, pair, may_open, now) {
             self.counters.count(Counter::WireguardStreamsOverLimit);
@@ -247,6 +246,11 @@ impl Machine {
         None
     }
 
+    /// Whether the streams of all peers together have reached their bound.
+    fn is_full(&self) -> bool {
+        self.peers.values().map(PeerState::streams).sum::<usize>() >= MOST_STREAMS_IN_TOTAL
+    }
+
     fn note_not_sent(&mut self, to: SocketAddr, error: &str, now: Instant) {
         for peer in self.peers.values_mut().filter(|peer| peer.sends_to(to)) {
             peer.note_not_sent(to, error.to_owned(), now);
@@ -256,7 +260,7 @@ impl Machine {
     fn apply(&mut self, desired: Desired, now: Instant, actions: &mut Vec<Action>) {
         let Desired { own, peers } = desired;
         let mut earlier = std::mem::take(&mut self.own);
-        for secret in own.iter().take(2) {
+        for secret in own.iter().take(MOST_KEYS) {
             let known = earlier.iter().position(|own| own.key == secret.public());
             self.own.push(known.map_or_else(|| OwnKey::new(secret), |at| earlier.swap_remove(at)));
         }
@@ -288,12 +292,12 @@ impl Machine {
     /// peer that has it: a member may announce the key of another, which it does not have.
     fn assign_keys(&mut self, peers: &BTreeMap<NodeId, Peer>) -> BTreeMap<NodeId, Vec<WireguardKey>> {
         let names = |node: &NodeId, key: &WireguardKey| {
-            peers.get(node).is_some_and(|peer| peer.keys.iter().take(2).any(|announced| announced == key))
+            peers.get(node).is_some_and(|peer| peer.keys.iter().take(MOST_KEYS).any(|announced| announced == key))
         };
         self.by_key.retain(|key, node| names(node, key));
         let mut keys: BTreeMap<NodeId, Vec<WireguardKey>> = BTreeMap::new();
         for (node, peer) in peers {
-            for key in peer.keys.iter().take(2).filter(|key| self.own.iter().all(|own| own.key != **key)) {
+            for key in peer.keys.iter().take(MOST_KEYS).filter(|key| self.own.iter().all(|own| own.key != **key)) {
                 let list = keys.entry(*node).or_default();
                 if *self.by_key.entry(*key).or_insert(*node) == *node && !list.contains(key) {
                     list.push(*key);
@@ -321,10 +325,10 @@ impl Machine {
     /// # Errors
     /// [`EngineError::UnknownPeer`] and [`EngineError::TooManyStreams`].
     pub fn dial(&mut self, to: NodeId) -> Result<StreamId, EngineError> {
-        let total: usize = self.peers.values().map(PeerState::streams).sum();
+        let is_full = self.is_full();
         let peer = self.peers.get_mut(&to).ok_or(EngineError::UnknownPeer(to))?;
         self.next_stream += 1;
-        if total >= MOST_STREAMS_IN_TOTAL || !peer.stack.dial(self.next_stream, &mut self.rng) {
+        if is_full || !peer.stack.dial(self.next_stream, &mut self.rng) {
             return Err(EngineError::TooManyStreams(to));
         }
         self.touched.insert(to);

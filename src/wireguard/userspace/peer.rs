@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::packet::Segment;
 use super::stack::Stack;
 use super::tunnel::{KeyPair, Kind, OwnKey, Received, Tunnel};
-use crate::wireguard::{Peer, PeerProblem, PeerStatus, WireguardKey};
+use crate::wireguard::{Peer, PeerProblem, PeerStatus, WireguardKey, is_possible};
 
 /// Silence after which the session is down: two keepalives and a half.
 const SILENCE: Duration = Duration::from_secs(40);
@@ -313,11 +313,8 @@ pub(super) struct Delivered {
 /// Whether a host can be at this address, as far as a node that is bound to `bound` can tell.
 pub(super) fn is_usable(endpoint: SocketAddr, bound: &[IpAddr]) -> bool {
     let ip = endpoint.ip();
-    let is_broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
     // Else a hostile member could send this node's datagrams to its own local services.
     let may_be_local = bound.iter().any(|bound| bound.is_ipv4() == ip.is_ipv4() && bound.is_loopback());
-    let is_mapped = matches!(ip, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
     let has_family = bound.iter().any(|bound| bound.is_ipv4() == ip.is_ipv4());
-    let is_host = !ip.is_unspecified() && !ip.is_multicast() && !is_broadcast && !is_mapped;
-    endpoint.port() != 0 && has_family && is_host && (may_be_local || !ip.is_loopback())
+    is_possible(&endpoint) && has_family && (may_be_local || !ip.is_loopback())
 }

@@ -75,7 +75,8 @@ impl Search {
         Ok(Self { device: Arc::clone(device), search, group, report, read, done: 0, passes: 1 })
     }
 
-    /// Runs a batch of passes: as many as take about a tenth of a second, or one.
+    /// Runs a batch of passes, which together take about a tenth of a second, or one that takes
+    /// longer.
     ///
     /// # Errors
     /// If the device has failed.
