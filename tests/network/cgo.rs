@@ -16,7 +16,7 @@ use tor_protover::NamedSubver;
 use tor_protover::named::RELAY_CRYPT_CGO;
 
 use crate::introducer::Introducer;
-use crate::support::{BINARY, look, network};
+use crate::support::{BINARY, look, median, network};
 
 /// Bytes of one download.
 const BODY: usize = 20_000_000;
@@ -43,21 +43,25 @@ fn cgo_beside_the_older_encryption() {
     let [older, cgo] = runtime.block_on(measured).unwrap();
     println!("| | older encryption | CGO |\n|---|---:|---:|");
     let name = "processor for a GB downloaded (s): median, lowest to highest";
-    println!("| {name} | {} | {} ({:.2}×) |", show(&older), show(&cgo), median(&cgo) / median(&older));
+    println!(
+        "| {name} | {} | {} ({:.2}×) |",
+        show(&older),
+        show(&cgo),
+        per_gb(median(cgo.clone())) / per_gb(median(older.clone()))
+    );
     println!("\n{rounds} downloads of {BODY} bytes each, in turns, by one client.");
 }
 
-/// Processor seconds of the node for a GB, in each round: with the older encryption, and with CGO.
-async fn measure(service: ServiceId, point: &IntroPoint, node: &Node, rounds: usize) -> Result<[Vec<f64>; 2]> {
+/// Processor time of the node for a body, in each round: with the older encryption, and with CGO.
+async fn measure(service: ServiceId, point: &IntroPoint, node: &Node, rounds: usize) -> Result<[Vec<Duration>; 2]> {
     let client = Introducer::start().await?;
-    let mut seconds = [Vec::new(), Vec::new()];
+    let mut spent = [Vec::new(), Vec::new()];
     for _ in 0..rounds {
-        for (seconds, subprotocols) in seconds.iter_mut().zip([&[][..], &[RELAY_CRYPT_CGO]]) {
-            let spent = download(&client, service, point, subprotocols, node).await?;
-            seconds.push(spent.as_secs_f64() / BODY as f64 * 1e9);
+        for (spent, subprotocols) in spent.iter_mut().zip([&[][..], &[RELAY_CRYPT_CGO]]) {
+            spent.push(download(&client, service, point, subprotocols, node).await?);
         }
     }
-    Ok(seconds)
+    Ok(spent)
 }
 
 /// Processor time of the node for one download over a circuit of its own, which is not counted.
@@ -81,13 +85,12 @@ async fn download(
     Ok(Duration::from_millis(after - before))
 }
 
-fn show(values: &[f64]) -> String {
-    let (low, high) = values.iter().fold((f64::MAX, f64::MIN), |(low, high), it| (low.min(*it), high.max(*it)));
-    format!("{:.1}, {low:.1} to {high:.1}", median(values))
+fn show(spent: &[Duration]) -> String {
+    let [low, high] = [spent.iter().min(), spent.iter().max()].map(|it| it.copied().map_or(0.0, per_gb));
+    format!("{:.1}, {low:.1} to {high:.1}", per_gb(median(spent.to_vec())))
 }
 
-fn median(values: &[f64]) -> f64 {
-    let mut values = values.to_vec();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+/// Seconds for a GB, where a body took this time.
+fn per_gb(spent: Duration) -> f64 {
+    spent.as_secs_f64() / BODY as f64 * 1e9
 }

@@ -19,34 +19,36 @@ const ROUTE_LIMIT: Duration = Duration::from_secs(90);
 /// A DNS resolver at an address reserved for documentation (RFC 5737).
 const RESOLVER: (&str, u16) = ("198.51.100.53", 53);
 
-#[test]
-fn a_node_opens_no_port_and_sends_nothing_but_to_tor_relays() {
-    let _turn = ClusterPermit::take();
-    let mut progress = Progress::new("wire");
-    if let Some(reason) = Namespace::impossible() {
-        return progress.report(format_args!("skipped, because a network namespace is not possible here: {reason}"));
-    }
-    let namespace = Arc::new(Namespace::open().unwrap());
-    let cluster = Cluster::new(network(), BINARY).unwrap().within(&namespace).unwrap();
-    let done = run_whole_life(&mut progress, &cluster, &namespace);
-    progress.ends(done);
-}
-
 /// The WireGuard addresses of two nodes: the namespace has both.
 const TUNNEL_ENDS: [(&str, &str); 2] = [("alpha", "192.0.2.2"), ("beta", "192.0.2.3")];
 /// Their port, if none is given.
 const TUNNEL_PORT: u16 = 7440;
 
 #[test]
+fn a_node_opens_no_port_and_sends_nothing_but_to_tor_relays() {
+    in_namespace("wire", &[], run_whole_life);
+}
+
+#[test]
 fn with_wireguard_nodes_send_only_to_relays_and_from_their_one_udp_port() {
+    in_namespace("wireguard", &TUNNEL_ENDS, run_with_wireguard);
+}
+
+/// Runs a scenario whose nodes are in a network namespace. Those that `tunnel_ends` names have
+/// WireGuard at these addresses.
+fn in_namespace(
+    title: &str,
+    tunnel_ends: &[(&str, &str)],
+    body: impl FnOnce(&mut Progress, &Cluster<'_>, &Namespace) -> Result<()>,
+) {
     let _turn = ClusterPermit::take();
-    let mut progress = Progress::new("wireguard");
+    let mut progress = Progress::new(title);
     if let Some(reason) = Namespace::impossible() {
         return progress.report(format_args!("skipped, because a network namespace is not possible here: {reason}"));
     }
     let namespace = Arc::new(Namespace::open().unwrap());
-    let cluster = Cluster::new(network(), BINARY).unwrap().with_wireguard(&TUNNEL_ENDS).within(&namespace).unwrap();
-    let done = run_with_wireguard(&mut progress, &cluster, &namespace);
+    let cluster = Cluster::new(network(), BINARY).unwrap().with_wireguard(tunnel_ends).within(&namespace).unwrap();
+    let done = body(&mut progress, &cluster, &namespace);
     progress.ends(done);
 }
 
