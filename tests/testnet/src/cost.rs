@@ -21,6 +21,8 @@ use crate::demo::RELAYS;
 const AT_ONCE: usize = 24;
 /// Stock clients that share the circuits.
 const CLIENTS: usize = 4;
+/// Rounds in which the services are asked in turns, so that what else the machine does meets all.
+const ROUNDS: usize = 4;
 /// After this time the work that follows a start, or a change, is over.
 const SETTLING: Duration = Duration::from_secs(20);
 /// After this time the memory of a burst must be given back.
@@ -40,6 +42,8 @@ pub(crate) struct CostSizes {
     pub(crate) circuits: usize,
     /// Numbers of threads, each with a node of its own; empty for one node with the default.
     pub(crate) threads: Vec<usize>,
+    /// The binary of another build, which is measured in the same turns.
+    pub(crate) beside: Option<PathBuf>,
 }
 
 /// One of the compared services.
@@ -48,14 +52,14 @@ struct Subject<'a> {
     onion: String,
     vitals: Box<dyn Fn() -> Option<Vitals> + 'a>,
     memory: Memory,
-    /// Processor seconds for a GB to clients.
-    seconds_per_gb: f64,
-    /// Times that a thread of the service gave up its processor, for a MB to clients.
-    switches_per_mb: f64,
+    /// Processor milliseconds that the bodies took.
+    bodies_ms: u64,
+    /// Times that a thread of the service gave up its processor during the bodies.
+    bodies_switches: u64,
     /// In bytes per second, of each body.
     throughput: Vec<f64>,
-    /// Processor milliseconds for a request.
-    ms_per_request: f64,
+    /// Processor milliseconds that the requests took.
+    requests_ms: u64,
     /// Time of each request.
     requests: Vec<Duration>,
     failures: usize,
@@ -80,8 +84,9 @@ pub(crate) fn cost(binary: PathBuf, sizes: CostSizes) -> Result<()> {
     let site = Site::start("tor")?;
     let service = network.onion_service("reference", 80, site.addr())?;
     let numbers = if sizes.threads.is_empty() { vec![None] } else { sizes.threads.iter().copied().map(Some).collect() };
-    let nodes = numbers.into_iter().map(|threads| Serving::start(&network, &binary, threads));
-    let nodes = nodes.collect::<Result<Vec<_>>>()?;
+    let nodes = numbers.iter().map(|threads| Serving::start(&network, &binary, *threads, "RustBalance"));
+    let beside = sizes.beside.iter().map(|other| Serving::start(&network, other, numbers[0], "the other build"));
+    let nodes = nodes.chain(beside).collect::<Result<Vec<_>>>()?;
     let clients = load_clients(&network)?;
     let c_tor = Subject::new("C tor".into(), service.hostname().to_owned(), Box::new(|| service.client().vitals()));
     let mut subjects = vec![c_tor];
@@ -90,13 +95,21 @@ pub(crate) fn cost(binary: PathBuf, sizes: CostSizes) -> Result<()> {
     }
     std::thread::sleep(SETTLING);
     for subject in &mut subjects {
-        eprintln!("{}: at rest, then {} bodies", subject.name, sizes.bodies);
         subject.memory.at_rest = subject.mebibytes()?;
-        subject.bodies(&clients[0], sizes.bodies)?;
     }
-    for subject in &mut subjects {
-        eprintln!("{}: {} requests", subject.name, sizes.requests);
-        subject.requests(&clients, sizes.requests)?;
+    for round in 0..ROUNDS {
+        for subject in &mut subjects {
+            let count = share(sizes.bodies, round);
+            eprintln!("{}: {count} bodies", subject.name);
+            subject.bodies(&clients[0], count)?;
+        }
+    }
+    for round in 0..ROUNDS {
+        for subject in &mut subjects {
+            let count = share(sizes.requests, round);
+            eprintln!("{}: {count} requests", subject.name);
+            subject.requests(&clients, count, round)?;
+        }
     }
     // Their circuits would end in the middle of what follows.
     drop(clients);
@@ -114,10 +127,11 @@ struct Serving<'n> {
     node: Arc<Node>,
     /// `None` for the daemon's default.
     threads: Option<usize>,
+    build: &'static str,
 }
 
 impl<'n> Serving<'n> {
-    fn start(network: &'n Network, binary: &Path, threads: Option<usize>) -> Result<Self> {
+    fn start(network: &'n Network, binary: &Path, threads: Option<usize>, build: &'static str) -> Result<Self> {
         let cluster = Cluster::logging(network, binary, LOG)?;
         let node = cluster.init("one")?;
         if let Some(threads) = threads {
@@ -128,14 +142,14 @@ impl<'n> Serving<'n> {
         }
         node.run()?;
         cluster.await_served(&[Arc::clone(&node)])?;
-        Ok(Self { cluster, node, threads })
+        Ok(Self { cluster, node, threads, build })
     }
 
     fn name(&self) -> String {
         match self.threads {
-            None => "RustBalance".into(),
-            Some(1) => "RustBalance, 1 thread".into(),
-            Some(threads) => format!("RustBalance, {threads} threads"),
+            None => self.build.into(),
+            Some(1) => format!("{}, 1 thread", self.build),
+            Some(threads) => format!("{}, {threads} threads", self.build),
         }
     }
 }
@@ -152,10 +166,10 @@ impl<'a> Subject<'a> {
             onion,
             vitals,
             memory: Memory::default(),
-            seconds_per_gb: 0.0,
-            switches_per_mb: 0.0,
+            bodies_ms: 0,
+            bodies_switches: 0,
             throughput: Vec::new(),
-            ms_per_request: 0.0,
+            requests_ms: 0,
             requests: Vec::new(),
             failures: 0,
             circuits: 0,
@@ -181,21 +195,20 @@ impl<'a> Subject<'a> {
             self.throughput.push(BODY as f64 / (answer.elapsed - answer.first_byte).as_secs_f64());
         }
         let after = self.vitals()?;
-        let (seconds, bytes) = ((after.cpu_ms - before.cpu_ms) as f64 / 1000.0, (count * BODY) as f64);
-        self.seconds_per_gb = seconds / bytes * 1e9;
+        self.bodies_ms += after.cpu_ms - before.cpu_ms;
         // A thread that has ended takes its count with it.
-        self.switches_per_mb = after.switches.saturating_sub(before.switches) as f64 / bytes * 1e6;
+        self.bodies_switches += after.switches.saturating_sub(before.switches);
         Ok(())
     }
 
-    fn requests(&mut self, clients: &[Client], count: usize) -> Result<()> {
+    fn requests(&mut self, clients: &[Client], count: usize, round: usize) -> Result<()> {
         let url = format!("http://{}/", self.onion);
         let before = self.vitals()?.cpu_ms;
         let answers = side_by_side(count, |number| {
             let client = &clients[number % clients.len()];
-            client.get_isolated(&format!("request{number}"), &url, LIMIT).map(|answer| answer.elapsed)
+            client.get_isolated(&format!("request{round}-{number}"), &url, LIMIT).map(|answer| answer.elapsed)
         });
-        let cost = (self.vitals()?.cpu_ms - before) as f64;
+        self.requests_ms += self.vitals()?.cpu_ms - before;
         for answer in answers {
             match answer {
                 Ok(elapsed) => self.requests.push(elapsed),
@@ -206,7 +219,6 @@ impl<'a> Subject<'a> {
             }
         }
         ensure!(!self.requests.is_empty(), "{} answered no request", self.name);
-        self.ms_per_request = cost / self.requests.len() as f64;
         Ok(())
     }
 
@@ -231,10 +243,20 @@ impl<'a> Subject<'a> {
         Ok(())
     }
 
+    /// Bytes of the bodies.
+    fn bytes(&self) -> f64 {
+        (self.throughput.len() * BODY) as f64
+    }
+
     /// Memory of one open circuit with its stream, in KiB.
     fn memory_per_circuit(&self) -> f64 {
         (self.memory.with_circuits - self.memory.before_circuits).max(0.0) * 1024.0 / self.circuits as f64
     }
+}
+
+/// The part of `count` that belongs to this round.
+fn share(count: usize, round: usize) -> usize {
+    count * (round + 1) / ROUNDS - count * round / ROUNDS
 }
 
 /// Does something `count` times, at most [`AT_ONCE`] at a time; the results are in no order.
@@ -258,10 +280,12 @@ fn report(subjects: &[Subject<'_>]) {
     type Measure = (&'static str, fn(&Subject<'_>) -> f64);
     let measures: [Measure; 11] = [
         ("memory at rest (MiB)", |subject| subject.memory.at_rest),
-        ("processor for a GB downloaded (s)", |subject| subject.seconds_per_gb),
-        ("task switches for a MB downloaded", |subject| subject.switches_per_mb),
+        ("processor for a GB downloaded (s)", |subject| subject.bodies_ms as f64 / subject.bytes() * 1e6),
+        ("task switches for a MB downloaded", |subject| subject.bodies_switches as f64 / subject.bytes() * 1e6),
         ("throughput of 20 MB, median (MB/s)", |subject| quantile(&subject.throughput, 0.5).unwrap_or_default() / 1e6),
-        ("processor for a request on fresh circuits, 24 at once (ms)", |subject| subject.ms_per_request),
+        ("processor for a request on fresh circuits, 24 at once (ms)", |subject| {
+            subject.requests_ms as f64 / subject.requests.len() as f64
+        }),
         ("such a request, median (s)", |subject| request_time(subject, 0.5)),
         ("such a request, p95 (s)", |subject| request_time(subject, 0.95)),
         ("failed requests", |subject| subject.failures as f64),
@@ -281,6 +305,6 @@ fn report(subjects: &[Subject<'_>]) {
     );
 }
 
-fn request_time(subject: &Subject<'_>, share: f64) -> f64 {
-    quantile(&subject.requests, share).unwrap_or_default().as_secs_f64()
+fn request_time(subject: &Subject<'_>, quantity: f64) -> f64 {
+    quantile(&subject.requests, quantity).unwrap_or_default().as_secs_f64()
 }

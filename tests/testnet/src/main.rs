@@ -36,9 +36,9 @@ A private Tor network of C tor processes on loopback.
   rustbalance-testnet bench [--binary FILE] [--starts N (3)] [--requests N (100)] [--bodies N (5)]
                                                              boot one, and compare RustBalance with a C tor onion service
   rustbalance-testnet idle [--binary FILE] [--nodes N (3)]   boot one, and measure what N idle nodes cost
-  rustbalance-testnet cost [--binary FILE] [--bodies N (20)] [--requests N (240)] [--circuits N (1200)] [--threads N,...]
+  rustbalance-testnet cost [--binary FILE] [--beside FILE] [--bodies N (20)] [--requests N (240)] [--circuits N (1200)] [--threads N,...]
                                                              boot one, and compare what clients cost RustBalance and C tor;
-                                                             with --threads, a node for each number of threads
+                                                             with --threads, a node for each number of threads; with --beside, another build
   rustbalance-testnet steady [--binary FILE] [--minutes N (60)]
                                                              boot one, and measure the memory of three nodes over time
 
@@ -390,6 +390,7 @@ fn measure_cost(mut arguments: Arguments) -> Result<ExitCode> {
         requests: arguments.option("--requests")?.unwrap_or(240),
         circuits: arguments.option("--circuits")?.unwrap_or(1200),
         threads: thread_numbers(&mut arguments)?,
+        beside: arguments.option("--beside")?,
     };
     arguments.end()?;
     until_asked_to_end(move || cost::cost(binary, sizes))
