@@ -63,6 +63,7 @@ const CORE: Floors = &[
     ("id", 1),
     ("signed", 1),
     ("address", 2),
+    ("contact", 2),
     ("liveness", 2),
     ("neighbours", 2),
     ("record", 3),

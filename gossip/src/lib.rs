@@ -75,6 +75,7 @@
 pub mod address;
 pub mod bytes;
 pub mod codec;
+pub mod contact;
 pub mod coordinator;
 pub mod facts;
 pub mod hash;

@@ -10,10 +10,14 @@
 //! Every heartbeat reaches every node, so the total must be bounded: above 66 nodes the
 //! heartbeat interval and the allowance grow with the size of the cluster ([`Patience::among`]).
 //!
+//! A node that answers on none of its links with this node ([`crate::contact`]) gets a shorter
+//! allowance: one and a half mean intervals, three seconds in place of ten. A heartbeat of it that
+//! others forward still counts, so the links alone never make a node dead.
+//!
 //! After this process itself was stopped (SIGSTOP, a suspended machine), silence proves nothing:
 //! [`Liveness::amnesty`] starts the allowance of every living node again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::id::NodeId;
@@ -57,11 +61,18 @@ impl Patience {
         Self { interval, least, most: self.most.max(least) }
     }
 
-    /// The allowance of a node with this mean interval.
-    fn allowance(&self, mean: Duration) -> Duration {
+    /// The allowance of a node with this mean interval. `unreachable`: if it answers on no link.
+    fn allowance(&self, mean: Duration, unreachable: bool) -> Duration {
         let large = self.interval.saturating_mul(INTERVALS) > self.least;
         let intervals = if large { INTERVALS_OF_MANY } else { INTERVALS };
-        mean.saturating_mul(intervals).clamp(self.least, self.most)
+        let usual = mean.saturating_mul(intervals).clamp(self.least, self.most);
+        if unreachable { self.brief(mean).min(usual) } else { usual }
+    }
+
+    /// One and a half intervals: a heartbeat that others forward is in time if it takes half an
+    /// interval more than the last one.
+    fn brief(&self, mean: Duration) -> Duration {
+        mean.max(self.interval).saturating_mul(3) / 2
     }
 
     /// Longest pause of this process after which silence still counts. The last heartbeat of each
@@ -86,8 +97,8 @@ struct HeartbeatState {
 }
 
 impl HeartbeatState {
-    fn silent(&self, patience: &Patience, mono: Duration) -> bool {
-        mono.saturating_sub(self.last) > patience.allowance(self.mean)
+    fn silent(&self, patience: &Patience, unreachable: bool, mono: Duration) -> bool {
+        mono.saturating_sub(self.last) > patience.allowance(self.mean, unreachable)
     }
 }
 
@@ -99,12 +110,14 @@ pub struct Liveness {
     /// The bounds scaled to the size of the cluster.
     patience: Patience,
     pulses: BTreeMap<NodeId, HeartbeatState>,
+    /// The nodes that answer on none of their links with this node.
+    unreachable: BTreeSet<NodeId>,
 }
 
 impl Liveness {
     /// A detector that knows no node yet.
     pub fn new(patience: Patience) -> Self {
-        Self { given: patience, patience, pulses: BTreeMap::new() }
+        Self { given: patience, patience, pulses: BTreeMap::new(), unreachable: BTreeSet::new() }
     }
 
     /// Scales the bounds to a cluster of `nodes` nodes.
@@ -117,10 +130,28 @@ impl Liveness {
         self.patience
     }
 
+    /// Sets the nodes that answer on none of their links with this node: their allowance is
+    /// shorter.
+    pub fn set_unreachable(&mut self, nodes: BTreeSet<NodeId>) {
+        self.unreachable = nodes;
+    }
+
+    /// Silence after which this node counts as dead. `unreachable`: if it answers on none of its
+    /// links with this node.
+    pub fn allowance(&self, node: &NodeId, unreachable: bool) -> Duration {
+        let mean = self.pulses.get(node).map_or(self.patience.interval, |pulse| pulse.mean);
+        self.patience.allowance(mean, unreachable)
+    }
+
+    /// True if the node is dead, and answers on none of its links with this node.
+    pub fn is_lost(&self, node: &NodeId) -> bool {
+        self.unreachable.contains(node) && self.pulses.get(node).is_some_and(|pulse| !pulse.alive)
+    }
+
     /// Processes a new heartbeat of `node`; `goodbye` means that the node announces its departure.
     /// Returns true if this changed whether the node is alive.
     pub fn on_heartbeat(&mut self, node: NodeId, goodbye: bool, mono: Duration) -> bool {
-        let patience = self.patience;
+        let (patience, unreachable) = (self.patience, self.unreachable.contains(&node));
         let Some(pulse) = self.pulses.get_mut(&node) else {
             let pulse =
                 HeartbeatState { heard: mono, last: mono, mean: patience.interval, alive: false, gone: goodbye };
@@ -135,7 +166,7 @@ impl Liveness {
         if !pulse.gone && elapsed <= patience.most {
             pulse.mean = (pulse.mean * 4 + elapsed) / 5;
         }
-        pulse.alive = !goodbye && !pulse.gone && !pulse.silent(&patience, mono);
+        pulse.alive = !goodbye && !pulse.gone && !pulse.silent(&patience, unreachable, mono);
         pulse.gone = goodbye;
         pulse.heard = mono;
         pulse.last = mono;
@@ -147,7 +178,7 @@ impl Liveness {
         let patience = self.patience;
         let mut dead = Vec::new();
         for (node, pulse) in &mut self.pulses {
-            if pulse.alive && pulse.silent(&patience, mono) {
+            if pulse.alive && pulse.silent(&patience, self.unreachable.contains(node), mono) {
                 pulse.alive = false;
                 dead.push(*node);
             }
@@ -181,9 +212,11 @@ impl Liveness {
     /// Earliest time at which a living node would be declared dead if it stays silent; `None` if
     /// none is alive.
     pub fn next_deadline(&self) -> Option<Duration> {
-        let allowed =
-            |pulse: &HeartbeatState| pulse.last + self.patience.allowance(pulse.mean) + Duration::from_millis(1);
-        self.pulses.values().filter(|pulse| pulse.alive).map(allowed).min()
+        let allowed = |(node, pulse): (&NodeId, &HeartbeatState)| {
+            let allowance = self.patience.allowance(pulse.mean, self.unreachable.contains(node));
+            pulse.last + allowance + Duration::from_millis(1)
+        };
+        self.pulses.iter().filter(|(_, pulse)| pulse.alive).map(allowed).min()
     }
 
     /// Discards all state of a node, such as one that was evicted.
@@ -255,6 +288,44 @@ mod tests {
         assert_eq!(bounds(100), [3360, 10_080, 40_000]);
         assert_eq!(bounds(200), [7360, 22_080, 40_000]);
         assert_eq!(bounds(500), [19_360, 58_080, 58_080]);
+    }
+
+    #[test]
+    fn a_node_that_answers_on_no_link_is_dead_after_three_seconds_unless_others_hear_it() {
+        let unreachable = || BTreeSet::from([node()]);
+        let mut liveness = beating(2, 60);
+        liveness.set_unreachable(unreachable());
+        assert_eq!(liveness.next_deadline(), Some(seconds(63) + Duration::from_millis(1)));
+        assert_eq!(liveness.expire(seconds(63)), vec![]);
+        // Others still hear it.
+        for at in (62..100).step_by(2) {
+            assert_eq!(liveness.expire(seconds(at)), vec![]);
+            liveness.on_heartbeat(node(), false, seconds(at));
+        }
+        assert!(!liveness.is_lost(&node()));
+        assert_eq!(liveness.expire(seconds(102)), vec![node()]);
+        assert!(liveness.is_lost(&node()));
+        // A last heartbeat that was on its way does not revive it, two do.
+        assert!(!liveness.on_heartbeat(node(), false, seconds(103)));
+        assert!(liveness.on_heartbeat(node(), false, seconds(105)));
+        liveness.expire(seconds(110));
+        // It answers again: the next heartbeat ends a false death.
+        liveness.set_unreachable(BTreeSet::new());
+        assert!(!liveness.is_lost(&node()));
+        assert!(liveness.on_heartbeat(node(), false, seconds(111)));
+        assert_eq!(liveness.expire(seconds(121)), vec![], "the usual patience applies again");
+    }
+
+    #[test]
+    fn the_brief_patience_follows_the_interval_and_is_never_longer_than_the_usual() {
+        for nodes in 1..=500 {
+            let patience = Patience::default().among(nodes);
+            for mean in [1, 2, 3, 8, 20, 60] {
+                let brief = patience.brief(seconds(mean));
+                assert!(brief >= patience.interval * 3 / 2 && brief <= seconds(mean).max(patience.interval) * 3 / 2);
+            }
+            assert!(patience.brief(patience.interval) < patience.least);
+        }
     }
 
     #[test]

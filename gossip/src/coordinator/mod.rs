@@ -271,6 +271,10 @@ impl Coordinator {
             Event::Ready { service, ready } => self.serve(service).set_ready(ready),
             Event::MeshReached => self.life.reach_mesh(),
             Event::ShutOut(shut_out) => self.life.set_shut_out(shut_out),
+            Event::Unreachable(nodes) => {
+                self.view.set_unreachable(nodes);
+                self.refresh_at = now.mono;
+            }
             Event::DiscoveryKey { counted } => self.life.set_counted(counted),
             Event::CannotPublish { service } => {
                 self.publishing.entry(service).or_default().cannot_publish = self.election.leading().is_some();

@@ -112,6 +112,9 @@ pub enum Event {
     /// missed a key rotation while it was away. Other members can still reach it; until then it
     /// must not take them for dead.
     ShutOut(bool),
+    /// The members that have stopped to answer on every link that this node has with them
+    /// ([`crate::contact`]); sent after every change. They are dead after a shorter silence.
+    Unreachable(BTreeSet<NodeId>),
     /// The newest discovery key on this node's disk; sent at the start and after every change.
     DiscoveryKey {
         /// Number of revocations that its maker knew: the key's generation.

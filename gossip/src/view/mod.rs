@@ -7,7 +7,7 @@
 //! Two nodes that have ingested the same records, in any order and any number of times, agree on
 //! the members, on the best claim to the lease and on the state of each invitation.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 pub use condition::Condition;
@@ -467,10 +467,10 @@ impl View {
     }
 
     /// True if `holder` has an unexpired lease of `term` and is alive, or may be: a holder that has
-    /// not said goodbye gets the shortest silence that means death from the arrival of its lease,
-    /// because after our start leases arrive before enough heartbeats. It gets the same time after
-    /// a heartbeat that was refused as too old, because a fast clock here makes all heartbeats look
-    /// old.
+    /// not said goodbye and is not lost gets the shortest silence that means death from the arrival
+    /// of its lease, because after our start leases arrive before enough heartbeats. It gets the
+    /// same time after a heartbeat that was refused as too old, because a fast clock here makes all
+    /// heartbeats look old.
     fn is_live(&self, holder: &NodeId, term: u64, mono: Duration) -> bool {
         let Some(node) = self.member(holder).filter(|node| node.member.role() == Role::Publisher) else { return false };
         let Some(lease) = node.lease().filter(|lease| lease.term == term) else { return false };
@@ -478,8 +478,8 @@ impl View {
         let ttl = Duration::from_millis(lease.ttl_ms.into()).min(MAX_TTL);
         let stale_heartbeat_at =
             node.stale_heartbeat_at.is_some_and(|at| mono.saturating_sub(at) < self.patience().least);
-        age < ttl
-            && (node.alive || stale_heartbeat_at || (age < self.patience().least && !self.liveness.is_gone(holder)))
+        let ended = self.liveness.is_gone(holder) || self.liveness.is_lost(holder);
+        age < ttl && (node.alive || stale_heartbeat_at || (age < self.patience().least && !ended))
     }
 
     /// True if this node may take the lease.
@@ -518,6 +518,17 @@ impl View {
     /// The heartbeat interval and the silence that means death, in a cluster of this size.
     pub(crate) fn patience(&self) -> Patience {
         self.liveness.patience()
+    }
+
+    /// Sets the nodes that answer on none of their links with this node.
+    pub(crate) fn set_unreachable(&mut self, nodes: BTreeSet<NodeId>) {
+        self.liveness.set_unreachable(nodes);
+    }
+
+    /// Silence after which this node takes another one for dead. `unreachable`: if that one answers
+    /// on none of its links with this node.
+    pub fn allowed_silence(&self, node: &NodeId, unreachable: bool) -> Duration {
+        self.liveness.allowance(node, unreachable)
     }
 
     /// This process was stopped until now: the silence of others in the meantime proves nothing.
