@@ -11,7 +11,7 @@ use rustbalance_gossip::sim::{Death, takeover};
 fn is_followed(death: Death, limit: Duration) {
     for nodes in [3, 5, 8] {
         for seed in 1..=3 {
-            let seen = takeover(seed, nodes, death);
+            let seen = takeover(seed, nodes, 0, death);
             let soon = Duration::from_secs(30);
             let all = |counts: &[usize], are| !counts.is_empty() && counts.iter().all(|count| *count == are);
             let good = seen.as_ref().is_some_and(|seen| {

@@ -1,7 +1,9 @@
 //! Strikes each kind of fault, and ends all of them.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::fast::UdpState;
 use super::host::{Fate, Host, Pace};
 use super::net::Wall;
 use super::rng::Rng;
@@ -65,6 +67,7 @@ impl World {
             Fault::Target => self.target(),
             Fault::Point => self.lose_point(),
             Fault::Forge => self.forge(),
+            Fault::Udp => self.strike_fast_routes(),
         };
         if let Some(whom) = struck {
             *self.struck.entry(planned.fault).or_default() += 1;
@@ -79,6 +82,7 @@ impl World {
     pub(super) fn end_chaos(&mut self) {
         self.calm = true;
         self.walls.clear();
+        self.udp = UdpState::default();
         self.loss = 0.0;
         self.delay = Duration::from_secs(2);
         for host in 0..self.hosts.len() {
@@ -153,6 +157,19 @@ impl World {
         let inside = (0..self.hosts.len()).map(|other| other == host).collect();
         self.walls.push(Wall { inside, out: kind == 0, into: kind == 1 });
         Some(format!("node {host} {}", if kind == 0 { "is not heard" } else { "hears no other node" }))
+    }
+
+    fn strike_fast_routes(&mut self) -> Struck {
+        let host = self.dice.below(self.scenario.fast.max(1));
+        let all: BTreeSet<usize> = (0..self.scenario.fast).collect();
+        let (blocked, loss, whom) = match self.dice.below(4) {
+            0 => (BTreeSet::new(), 0.0, "work again".to_owned()),
+            1 => (all, 0.0, "fail".to_owned()),
+            2 => (BTreeSet::new(), 0.5, "lose half of the packets".to_owned()),
+            _ => (BTreeSet::from([host]), 0.0, format!("of node {host} fail")),
+        };
+        self.udp = UdpState { blocked, loss };
+        (self.scenario.fast > 1).then_some(format!("the faster routes {whom}"))
     }
 
     fn heal(&mut self) -> Struck {

@@ -75,6 +75,9 @@ pub struct Weights {
     pub point: usize,
     /// A member sends forged records of others.
     pub forge: usize,
+    /// The faster routes fail for all nodes, for one node, or lose half of their packets; or all
+    /// work again.
+    pub udp: usize,
 }
 
 impl Default for Weights {
@@ -98,6 +101,7 @@ impl Default for Weights {
             target: 3,
             point: 6,
             forge: 4,
+            udp: 0,
         }
     }
 }
@@ -112,6 +116,9 @@ pub struct Scenario {
     /// Services of the cluster. All nodes serve the first one, two of three nodes each of the
     /// others.
     pub services: u32,
+    /// Number of nodes, from the first, that have faster routes to each other. Newcomers have
+    /// none.
+    pub fast: usize,
     /// How long faults strike. Meanwhile only safety is checked, not agreement.
     pub chaos: Duration,
     /// Mean time between two faults.
@@ -151,6 +158,7 @@ impl Weights {
         target: 0,
         point: 0,
         forge: 0,
+        udp: 0,
     };
 }
 
@@ -162,6 +170,7 @@ impl Scenario {
             seed,
             nodes,
             services: 1,
+            fast: 0,
             chaos: Duration::from_secs(300),
             every,
             weights: Weights::default(),

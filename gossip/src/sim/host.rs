@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::fast::FastLinks;
 use super::gossip::Store;
 use super::monitor::Witness;
 use super::{FOUNDED, Identity};
@@ -66,6 +67,7 @@ pub(super) struct Process {
     pub(super) listing: bool,
     /// True once it has announced that it stops; it ends soon after.
     pub(super) ends: bool,
+    pub(super) fast: FastLinks,
 }
 
 /// A machine.

@@ -13,6 +13,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
 pub use checks::longest_silence;
+pub use fast::{Trouble, death_noticed, false_deaths};
 pub use faults::{Bug, Scenario, Weights};
 pub use founder::{FOUNDED, Founder, Identity, point, relay, served, sign};
 pub use memo::Memo;
@@ -28,6 +29,7 @@ pub use world::World;
 
 mod chaos;
 mod checks;
+mod fast;
 mod faults;
 mod founder;
 mod gossip;

@@ -15,6 +15,8 @@ const FANOUT: usize = 2;
 pub(super) const ROUND: Duration = Duration::from_secs(1);
 /// The shortest delay of a message.
 const SOONEST: Duration = Duration::from_millis(200);
+/// The shortest delay of a message over a faster route.
+const FASTEST: Duration = Duration::from_millis(20);
 /// Share of messages that arrive twice during the chaos, 0 to 1.
 const TWICE: f64 = 0.03;
 
@@ -48,8 +50,10 @@ impl World {
         // Now and then a node sends its own values unasked: where answers do not come back, only
         // those arrive.
         let own = if self.rng.chance(0.3) { process.store.of(host) } else { Vec::new() };
-        for _ in 0..FANOUT {
-            if let Some(to) = self.peer(host) {
+        // Over faster routes, a node has a link with each other one.
+        let fast = (0..self.scenario.fast).filter(|other| self.has_fast_route(host, *other)).map(Some);
+        for linked in fast.chain([None; FANOUT]).collect::<Vec<_>>() {
+            if let Some(to) = linked.or_else(|| self.peer(host)) {
                 let from = (host, self.hosts[host].process_number);
                 let message = Message::Syn { from, digest: Rc::clone(&digest), own: own.clone() };
                 self.send(host, (to, None), message);
@@ -64,8 +68,18 @@ impl World {
         (0..20).map(drawn).find(|other| *other != host && self.hosts[*other].fate == Fate::Here)
     }
 
+    /// True if no message passes from one machine to another.
+    pub(super) fn is_walled(&self, from: usize, to: usize) -> bool {
+        self.walls.iter().any(|wall| wall.stops(from, to))
+    }
+
     fn send(&mut self, from: usize, (to, process_number): (usize, Option<u64>), message: Message) {
-        if self.walls.iter().any(|wall| wall.stops(from, to)) || self.rng.chance(self.loss) {
+        if self.has_fast_route(from, to) && self.passes_fast(from, to) {
+            let after = self.rng.between(FASTEST, FASTEST * 4);
+            self.at(after, SimEvent::At { host: to, process_number, due: ProcessEvent::Message(message) });
+            return;
+        }
+        if self.is_walled(from, to) || self.rng.chance(self.loss) {
             return;
         }
         if !self.calm && self.rng.chance(TWICE) {
@@ -81,6 +95,9 @@ impl World {
 
     pub(super) fn receive(&mut self, host: usize, message: Message) {
         self.traffic.0 += 1;
+        if let Message::Syn { from: (from, _), .. } | Message::Ack { from: (from, _), .. } = &message {
+            self.heard(host, *from);
+        }
         let own = (host, self.hosts[host].process_number);
         let Some(process) = &mut self.hosts[host].process else { return };
         match message {

@@ -45,11 +45,13 @@ pub enum Fault {
     Point,
     /// A member sends a forged record.
     Forge,
+    /// The faster routes fail, lose packets, or work again.
+    Udp,
 }
 
 impl Fault {
     /// All kinds of faults.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Crash,
         Self::Restart,
         Self::Freeze,
@@ -68,6 +70,7 @@ impl Fault {
         Self::Target,
         Self::Point,
         Self::Forge,
+        Self::Udp,
     ];
 
     fn weight(self, of: &Weights) -> usize {
@@ -90,6 +93,7 @@ impl Fault {
             Self::Target => of.target,
             Self::Point => of.point,
             Self::Forge => of.forge,
+            Self::Udp => of.udp,
         }
     }
 }

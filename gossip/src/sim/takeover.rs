@@ -49,8 +49,9 @@ pub(super) fn until_settled(world: &mut World) -> Option<Duration> {
 
 /// Forms a cluster, ends its publisher, waits for the next one and brings the old one back. `None`
 /// if the cluster does not settle or an invariant breaks.
-pub fn takeover(seed: u64, nodes: usize, death: Death) -> Option<Takeover> {
-    let mut world = World::new(Scenario { weights: Weights::NONE, ..Scenario::new(seed, nodes) });
+/// The first `fast` nodes have faster routes to each other.
+pub fn takeover(seed: u64, nodes: usize, fast: usize, death: Death) -> Option<Takeover> {
+    let mut world = World::new(Scenario { fast, weights: Weights::NONE, ..Scenario::new(seed, nodes) });
     world.calm = true;
     let formed = until_settled(&mut world)?;
     world.run_until(world.now + Duration::from_secs(60));

@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::time::Duration;
 
+use super::fast::{FastLinks, UdpState};
 use super::faults::{Bug, Scenario};
 use super::gossip::{Message, Store};
 use super::host::{Fate, Host, Pace, Process};
@@ -29,7 +30,11 @@ pub(super) enum ProcessEvent {
     Tick,
     Round,
     Message(Message),
-    Record { origin: NodeId, kind: RecordKind, bytes: Vec<u8> },
+    Record {
+        origin: NodeId,
+        kind: RecordKind,
+        bytes: Vec<u8>,
+    },
     TermOnDisk(u64),
     ListOnDisk,
     Points,
@@ -37,6 +42,15 @@ pub(super) enum ProcessEvent {
     Target,
     Reached,
     End,
+    /// Probes over the faster routes are due.
+    Probes,
+    /// The process of this number on machine `of` has answered a question over the base route.
+    Answer {
+        of: (usize, u64),
+        round_trip: Duration,
+    },
+    /// The silence of a peer is to be judged.
+    Judge,
 }
 
 /// A scheduled event. `process_number` is the `Host::process_number` that it is meant for; `None`
@@ -103,6 +117,7 @@ pub struct World {
     pub(super) walls: Vec<Wall>,
     pub(super) loss: f64,
     pub(super) delay: Duration,
+    pub(super) udp: UdpState,
     pub(super) calm: bool,
     pub(super) relays: usize,
     held: BTreeMap<usize, Vec<ProcessEvent>>,
@@ -140,6 +155,7 @@ impl World {
             walls: Vec::new(),
             loss: 0.0,
             delay: Duration::from_secs(2),
+            udp: UdpState::default(),
             calm: false,
             relays: RELAYS.max(scenario.nodes * POINTS * 8),
             held: BTreeMap::new(),
@@ -282,6 +298,7 @@ impl World {
             storing: 0,
             listing: false,
             ends: false,
+            fast: FastLinks::default(),
         });
         let (points, draining) = (it.disk.points.clone(), it.draining);
         let facts = it.disk.facts.clone();
@@ -309,6 +326,9 @@ impl World {
         self.due(host, wait, ProcessEvent::Points);
         let wait = self.rng.between(second * 3, second * 20);
         self.due(host, wait, ProcessEvent::Reached);
+        if host < self.scenario.fast {
+            self.due(host, second, ProcessEvent::Probes);
+        }
     }
 
     /// Ends the process on a machine, as kill -9 does.
@@ -344,6 +364,9 @@ impl World {
             ProcessEvent::Target => self.look_at_target(host),
             ProcessEvent::Reached => self.handle(host, Event::MeshReached),
             ProcessEvent::End => self.kill(host),
+            ProcessEvent::Probes => self.probe_fast(host),
+            ProcessEvent::Answer { of, round_trip } => self.answered(host, of, round_trip),
+            ProcessEvent::Judge => self.judge(host),
         }
     }
 
