@@ -31,8 +31,8 @@ pub(super) fn peers(text: &mut String, status: &WireguardStatus, paint: Paint) {
         return;
     }
     let mut table = table(
-        &["NODE", "ROUTE", "ROUND TRIP", "HANDSHAKE", "IN", "OUT", "ADDRESS", "NOT PROVEN BECAUSE"],
-        &[2, 3, 4, 5],
+        &["NODE", "ROUTE", "ROUND TRIP", "DEAD AFTER", "HANDSHAKE", "IN", "OUT", "ADDRESS", "NOT PROVEN BECAUSE"],
+        &[2, 3, 4, 5, 6],
     );
     for peer in &status.peers {
         table.add_row(row(peer));
@@ -44,12 +44,13 @@ pub(super) fn peers(text: &mut String, status: &WireguardStatus, paint: Paint) {
     section(text, &format!("WireGuard: listens on {}, {announced}", status.listens.join(" and ")), &table, paint);
 }
 
-fn row(peer: &WireguardPeerStatus) -> [String; 8] {
+fn row(peer: &WireguardPeerStatus) -> [String; 9] {
     let dash = || "-".to_owned();
     [
         short(&peer.node).into(),
         peer.route.clone().unwrap_or_else(dash),
         peer.round_trip_ms.map_or_else(dash, |milliseconds| format!("{milliseconds} ms")),
+        format!("{:.1} s", peer.dead_after_ms as f64 / 1000.0),
         peer.last_handshake_seconds.map_or_else(dash, |seconds| format!("{} ago", time(seconds))),
         bytes(peer.bytes_in),
         bytes(peer.bytes_out),
@@ -70,6 +71,7 @@ mod tests {
             reason: None,
             endpoint: Some("203.0.113.8:7440".into()),
             round_trip_ms: Some(41),
+            dead_after_ms: 3012,
             last_handshake_seconds: Some(72),
             bytes_in: 9000,
             bytes_out: 1 << 21,
@@ -81,6 +83,7 @@ mod tests {
             reason: Some("it does not announce WireGuard".into()),
             endpoint: None,
             round_trip_ms: None,
+            dead_after_ms: 10_000,
             last_handshake_seconds: None,
             bytes_in: 0,
             bytes_out: 0,

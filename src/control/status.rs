@@ -324,6 +324,9 @@ pub struct WireguardPeerStatus {
     pub endpoint: Option<String>,
     /// The last measured round trip over WireGuard, in milliseconds; `None` before the first.
     pub round_trip_ms: Option<u64>,
+    /// Silence after which this node takes it for dead, in milliseconds: shorter while both its
+    /// routes, WireGuard and Tor, would show at once that it does not answer.
+    pub dead_after_ms: u64,
     /// Time since the last handshake of the tunnel, in seconds; `None` if there is no session.
     pub last_handshake_seconds: Option<u64>,
     /// Bytes of WireGuard packets received from it since WireGuard was switched on.

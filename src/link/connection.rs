@@ -155,8 +155,19 @@ pub(super) struct LinkCounts {
     pub(super) read: Traffic,
     pub(super) written: Traffic,
     pub(super) dropped: AtomicU64,
+    /// Milliseconds from the opening of the link to the last frame that was read.
+    pub(super) heard: AtomicU64,
     /// Round-trip time in milliseconds, plus one; 0 while unknown.
     pub(super) round_trip: AtomicU64,
+}
+
+/// The peer's answer to a probe or a ping.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Answer {
+    /// To the probe of this number.
+    Probe(u64),
+    /// To a ping that was sent this long ago.
+    Ping(Duration),
 }
 
 /// Everything one link needs to run.
@@ -170,8 +181,8 @@ pub(super) struct Connection {
     pub(super) discovery: watch::Receiver<Option<Arc<Discovery>>>,
     pub(super) offered: mpsc::Sender<Offer>,
     pub(super) facts: mpsc::Sender<Vec<Update>>,
-    /// Called with the number of each probe that the peer has answered.
-    pub(super) answered: Box<dyn Fn(u64) + Send + Sync>,
+    /// Called with each answer of the peer.
+    pub(super) answered: Box<dyn Fn(Answer) + Send + Sync>,
     pub(super) limits: LinkLimits,
 }
 
@@ -182,17 +193,12 @@ impl Connection {
         let start = Instant::now();
         let (heard, theirs) = watch::channel(None);
         tokio::select! {
-            ended = self.read(reader, start, heard) => ended,
+            ended = self.read(reader, heard) => ended,
             ended = self.write(writer, start, theirs) => ended,
         }
     }
 
-    async fn read<R: AsyncRead + Unpin>(
-        &self,
-        mut reader: R,
-        start: Instant,
-        heard: watch::Sender<Option<FactsDigest>>,
-    ) -> LinkEnd {
+    async fn read<R: AsyncRead + Unpin>(&self, mut reader: R, heard: watch::Sender<Option<FactsDigest>>) -> LinkEnd {
         let rate = Rate::per_second(self.limits.bytes_per_second, self.limits.bytes_burst);
         let mut bucket = TokenBucket::new(rate, Instant::now());
         let offers = Rate::every(OFFER_PAUSE, OFFERS_AT_ONCE);
@@ -204,11 +210,12 @@ impl Connection {
                 Ok(Ok(read)) => read,
             };
             self.counts.read.add(bytes);
+            self.counts.heard.store(self.out.age(), Ordering::Relaxed);
             // A flood is dropped. Closing the link would not help: the peer would only dial again.
             let cost = bytes as u64 + self.limits.bytes_per_message;
             let room = bucket.take(cost, Instant::now());
             let taken = match frame {
-                Some(frame) => room && self.take(frame, start, &heard, &mut offers),
+                Some(frame) => room && self.take(frame, &heard, &mut offers),
                 None => {
                     self.counters.count(Counter::LinkUnknown);
                     room
@@ -220,23 +227,18 @@ impl Connection {
 
     /// Handles a frame that passed the peer's rate limit. Returns false if the frame was dropped
     /// because a further limit or its receiver's queue was exceeded.
-    fn take(
-        &self,
-        frame: Frame,
-        start: Instant,
-        heard: &watch::Sender<Option<FactsDigest>>,
-        offers: &mut TokenBucket,
-    ) -> bool {
+    fn take(&self, frame: Frame, heard: &watch::Sender<Option<FactsDigest>>, offers: &mut TokenBucket) -> bool {
         match frame {
             Frame::Ping(ping) => self.out.answer(ping),
             Frame::Pong(sent) => {
-                let now = start.elapsed().as_millis() as u64;
-                self.counts.round_trip.store(now.saturating_sub(sent) + 1, Ordering::Relaxed);
+                let milliseconds = self.out.age().saturating_sub(sent);
+                self.counts.round_trip.store(milliseconds + 1, Ordering::Relaxed);
+                (self.answered)(Answer::Ping(Duration::from_millis(milliseconds)));
             }
             Frame::Probe { number, .. } => self.out.answer_probe(number),
             Frame::Probed(number) => {
                 self.out.confirm(number);
-                (self.answered)(number);
+                (self.answered)(Answer::Probe(number));
             }
             Frame::FactsDigest(digest) => {
                 heard.send_if_modified(|theirs| theirs.replace(digest) != Some(digest));
@@ -300,7 +302,7 @@ impl Connection {
                 }
                 (None, None) => tokio::select! {
                     frame = self.out.next() => frame,
-                    () = sleep_until(pings.next()) => Frame::Ping(start.elapsed().as_millis() as u64),
+                    () = sleep_until(pings.next()) => Frame::Ping(self.out.age()),
                     Ok(()) = discovery.changed() => continue,
                     Ok(()) = members.changed() => continue,
                     Ok(()) = theirs.changed() => continue,

@@ -172,6 +172,9 @@ pub struct LinkStatus {
     pub state: RouteState,
     /// True if frames to the peer go over this link.
     pub carries: bool,
+    /// True if the links with the peer show soon when it stops to answer
+    /// ([`rustbalance_gossip::contact`]).
+    pub watched: bool,
     /// True if this node dialled.
     pub outgoing: bool,
     /// Time since it opened.
@@ -275,6 +278,11 @@ impl Links {
     /// How far this node reaches the others, updated on each change.
     pub fn reach(&self) -> watch::Receiver<Reach> {
         self.shared.reach.subscribe()
+    }
+
+    /// The peers that have stopped to answer on all routes, updated on each change.
+    pub fn unreachable(&self) -> watch::Receiver<BTreeSet<NodeId>> {
+        self.shared.unreachable.subscribe()
     }
 
     /// Closes all links.

@@ -75,6 +75,9 @@ pub(super) enum PathEvent {
 pub(super) enum PathAction {
     /// Send a probe of this number.
     Probe(RouteKind, u64),
+    /// A probe was not answered in time. `late`: that was noticed so much later that this process
+    /// must have been stopped.
+    Missed { late: bool },
     /// Close the link: no probe is answered.
     Close(RouteKind),
     /// Frames no longer go by this route: move those that wait there to the chosen one.
@@ -168,22 +171,22 @@ impl RouteProgress {
         }
     }
 
-    fn tick(&mut self, now: Instant) -> Option<PathAction> {
-        if self.next_probe.is_none_or(|at| at > now) {
-            return None;
-        }
+    fn tick(&mut self, now: Instant, actions: &mut Vec<PathAction>) {
+        let Some(due) = self.next_probe.filter(|at| *at <= now) else { return };
         if self.is_waiting {
+            actions.push(PathAction::Missed { late: now.saturating_duration_since(due) >= PROBE_PAUSE });
             (self.answered, self.missed) = (0, self.missed + 1);
             if self.state == RouteState::Proven {
                 self.fail(now);
             }
             if self.missed >= MOST_MISSED {
                 (self.state, self.next_probe) = (RouteState::Unproven, None);
-                return Some(PathAction::Close(self.kind));
+                actions.push(PathAction::Close(self.kind));
+                return;
             }
         }
         (self.probe, self.is_waiting, self.next_probe) = (self.probe + 1, true, Some(now + PROBE_PAUSE));
-        Some(PathAction::Probe(self.kind, self.probe))
+        actions.push(PathAction::Probe(self.kind, self.probe));
     }
 }
 
@@ -226,7 +229,8 @@ impl Path {
             (PathEvent::Answered(_, number), Some(route)) => route.answer(number, now),
             _ => {}
         }
-        let mut actions: Vec<_> = self.routes.iter_mut().filter_map(|progress| progress.tick(now)).collect();
+        let mut actions = Vec::new();
+        self.routes.iter_mut().for_each(|progress| progress.tick(now, &mut actions));
         let chosen = self.choose();
         if chosen != self.chosen {
             actions.extend(self.chosen.map(PathAction::Leave));

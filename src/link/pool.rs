@@ -9,12 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use rustbalance_gossip::contact::{Contacts, Sign};
 use rustbalance_gossip::id::NodeId;
 use rustbalance_gossip::neighbours::neighbours;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::connection::LinkCounts;
+use super::connection::{Answer, LinkCounts};
 use super::handshake::LinkRefusal;
 use super::path::{Path, PathAction, PathEvent, RouteState};
 use super::queue::OutQueue;
@@ -42,6 +43,13 @@ pub(super) struct Link {
     pub(super) out: Arc<OutQueue>,
     pub(super) counts: Arc<LinkCounts>,
     pub(super) close: CancellationToken,
+}
+
+impl Link {
+    /// When the last frame was read, or the link opened.
+    fn heard(&self) -> Instant {
+        self.since + Duration::from_millis(self.counts.heard.load(Ordering::Relaxed))
+    }
 }
 
 /// The handles of a link that has just been opened, for the task that runs it.
@@ -72,6 +80,9 @@ pub(super) struct Pool {
     routes: Arc<[RouteKind]>,
     /// One for each peer that has a link or should have one.
     paths: BTreeMap<NodeId, Path>,
+    /// Which peers answer. Its times count from `epoch`.
+    contacts: Contacts,
+    epoch: Instant,
     /// The publishers in the last member set, without revoked ones.
     publishers: BTreeSet<NodeId>,
     /// Joiners' streams in progress, by the member that carries them.
@@ -91,6 +102,8 @@ impl Pool {
             dials: BTreeMap::new(),
             routes,
             paths: BTreeMap::new(),
+            contacts: Contacts::default(),
+            epoch: Instant::now(),
             publishers: BTreeSet::new(),
             carried: BTreeMap::new(),
             turn: 0,
@@ -148,8 +161,7 @@ impl Pool {
         let replaced: Vec<_> = replaced.map(|(_, link)| link).collect();
         let id = self.next;
         self.next += 1;
-        let is_base = self.routes.last() == Some(&route);
-        let out = Arc::new(OutQueue::new(self.limits.queue, !is_base));
+        let out = Arc::new(OutQueue::new(self.limits.queue, !self.is_base(route)));
         let counts = Arc::new(LinkCounts::default());
         let close = CancellationToken::new();
         let opened = OpenedLink { id, out: Arc::clone(&out), counts: Arc::clone(&counts), close: close.clone() };
@@ -183,23 +195,49 @@ impl Pool {
         }
     }
 
-    /// Notes that the peer has answered a probe on a link.
-    pub(super) fn answered(&mut self, id: u64, number: u64, now: Instant) {
-        if let Some(link) = self.links.get(&id) {
-            let (peer, route) = (link.peer, link.route);
-            self.follow(peer, PathEvent::Answered(route, number), now);
+    /// Notes an answer of the peer on a link.
+    pub(super) fn answered(&mut self, id: u64, answer: Answer, now: Instant) {
+        let Some(link) = self.links.get(&id) else { return };
+        let (peer, route) = (link.peer, link.route);
+        match answer {
+            Answer::Probe(number) => self.follow(peer, PathEvent::Answered(route, number), now),
+            Answer::Ping(round_trip) if self.is_base(route) => self.observe(peer, Sign::Answered { round_trip }, now),
+            Answer::Ping(_) => {}
         }
     }
 
+    fn is_base(&self, route: RouteKind) -> bool {
+        self.routes.last() == Some(&route)
+    }
+
+    /// Passes a sign of the peer on, and asks it over the base route if its silence asks for that.
+    fn observe(&mut self, peer: NodeId, sign: Sign, now: Instant) {
+        let asks = self.contacts.on(peer, sign, now.saturating_duration_since(self.epoch));
+        let base = self.routes.last().copied();
+        if let Some(link) = base.filter(|_| asks).and_then(|base| self.link(peer, base)) {
+            link.out.ask();
+        }
+    }
+
+    /// The peers that have stopped to answer on all routes.
+    pub(super) fn unreachable(&mut self, now: Instant) -> BTreeSet<NodeId> {
+        for link in self.links.values() {
+            self.contacts.heard(link.peer, link.heard().saturating_duration_since(self.epoch));
+        }
+        self.contacts.unreachable(now.saturating_duration_since(self.epoch))
+    }
+
     /// Sends the probes that are due and acts on the missing answers. Returns when to call it
-    /// again, unless a link opens earlier.
+    /// again, and to look at [`Pool::unreachable`], unless a link opens earlier.
     pub(super) fn probe(&mut self, now: Instant) -> Option<Instant> {
         let due = |path: &Path| path.next_timeout().is_some_and(|at| at <= now);
         let due: Vec<_> = self.paths.iter().filter(|(_, path)| due(path)).map(|(peer, _)| *peer).collect();
         for peer in due {
             self.follow(peer, PathEvent::Tick, now);
         }
-        self.paths.values().filter_map(Path::next_timeout).min()
+        let judges = self.contacts.next_deadline(now.saturating_duration_since(self.epoch));
+        let judges = judges.map(|at| self.epoch + at);
+        self.paths.values().filter_map(Path::next_timeout).chain(judges).min()
     }
 
     /// The route by which frames to `peer` go now; `None` without a link.
@@ -210,8 +248,26 @@ impl Pool {
     /// Passes an event to the peer's path, and carries out the actions.
     fn follow(&mut self, peer: NodeId, event: PathEvent, now: Instant) {
         let path = self.paths.entry(peer).or_insert_with(|| Path::new(&self.routes));
-        for action in path.handle(event, now) {
+        let actions = path.handle(event, now);
+        let sign = match event {
+            PathEvent::Opened(route) => Some(Sign::Opened { base: self.routes.last() == Some(&route) }),
+            PathEvent::LinkEnd(route) => Some(Sign::Ended { base: self.routes.last() == Some(&route) }),
+            // The base is not probed.
+            PathEvent::Answered(route, _) if self.routes.last() == Some(&route) => None,
+            PathEvent::Answered(route, _) => Some(Sign::Probed { proven: path.state(route) == RouteState::Proven }),
+            PathEvent::Tick => None,
+        };
+        if let Some(sign) = sign {
+            self.observe(peer, sign, now);
+        }
+        for action in actions {
             match action {
+                PathAction::Missed { late } => {
+                    if late {
+                        self.contacts.start_again();
+                    }
+                    self.observe(peer, Sign::Missed, now);
+                }
                 PathAction::Probe(route, number) => {
                     if let Some(link) = self.link(peer, route) {
                         link.out.probe(number);
@@ -310,6 +366,7 @@ impl Pool {
         self.close_the_unwanted(set, &wanted, unix, now);
         self.dials.retain(|(peer, _), dials| dials.running || wanted.contains(peer));
         self.paths.retain(|peer, path| path.chosen().is_some() || wanted.contains(peer));
+        self.contacts.retain(|peer| self.paths.contains_key(peer));
         let pairs = wanted.iter().flat_map(|peer| self.routes.iter().map(move |route| (*peer, *route)));
         let due: Vec<_> = pairs
             .filter(|(peer, route)| !self.has(*peer, *route) && reaches(*peer, *route))
@@ -335,6 +392,7 @@ impl Pool {
         }
         let closed: Vec<_> = self.links.extract_if(.., |_, link| link.close.is_cancelled()).collect();
         for (_, link) in closed {
+            self.observe(link.peer, Sign::Closed { base: self.is_base(link.route) }, now);
             self.follow(link.peer, PathEvent::LinkEnd(link.route), now);
         }
     }
@@ -402,6 +460,7 @@ impl Pool {
                 route: link.route,
                 state: self.paths.get(&link.peer).map_or(RouteState::Unproven, |path| path.state(link.route)),
                 carries: self.carries(link),
+                watched: self.contacts.is_watched(&link.peer),
                 outgoing: link.outgoing,
                 age: now.saturating_duration_since(link.since),
                 frames_in,

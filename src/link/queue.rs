@@ -12,6 +12,7 @@ use parking_lot::{Mutex, MutexGuard};
 use rustbalance_gossip::bytes::VarBytes;
 use rustbalance_mesh::is_push;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::connection::Frame;
 
@@ -25,6 +26,7 @@ pub(super) struct OutQueue {
     changed: Notify,
     bound: usize,
     keeps: bool,
+    opened: Instant,
 }
 
 #[derive(Default)]
@@ -34,6 +36,8 @@ struct State {
     pong: Option<u64>,
     probed: Option<u64>,
     probe: Option<u64>,
+    /// True if a ping is to be sent before all messages.
+    asks: bool,
     /// The probe that was written last.
     last_probe: u64,
     /// Written frames, each with the number of the last probe before it.
@@ -44,7 +48,7 @@ impl OutQueue {
     /// A queue of at most `bound` frames. With `keeps`, it also keeps up to `bound` written frames
     /// until they are confirmed.
     pub(super) fn new(bound: usize, keeps: bool) -> Self {
-        Self { state: Mutex::default(), changed: Notify::new(), bound: bound.max(1), keeps }
+        Self { state: Mutex::default(), changed: Notify::new(), bound: bound.max(1), keeps, opened: Instant::now() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -61,6 +65,17 @@ impl OutQueue {
         state.waiting.push_back(message);
         self.changed.notify_one();
         full
+    }
+
+    /// Milliseconds since the link opened: the value of a ping that is sent now.
+    pub(super) fn age(&self) -> u64 {
+        u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Queues a ping before all messages.
+    pub(super) fn ask(&self) {
+        self.state().asks = true;
+        self.changed.notify_one();
     }
 
     /// Queues the answer to a ping. Only the latest ping is answered.
@@ -105,6 +120,9 @@ impl OutQueue {
         if let Some(number) = state.probed.take() {
             return Some(Frame::Probed(number));
         }
+        if std::mem::take(&mut state.asks) {
+            return Some(Frame::Ping(self.age()));
+        }
         if let Some(number) = state.probe.take() {
             state.last_probe = number;
             return Some(Frame::Probe { number, padding: VarBytes(vec![0; PROBE_PADDING]) });
@@ -144,6 +162,7 @@ mod tests {
             match frame {
                 Frame::Gossip(message) => order.push(message.0[0]),
                 Frame::Probe { number, .. } => order.push(100 + number as u8),
+                Frame::Ping(_) => order.push(200),
                 other => panic!("{other:?}"),
             }
         }
@@ -166,6 +185,15 @@ mod tests {
         queue.confirm(1);
         assert_eq!(queue.drain(), [[4], [5]]);
         assert!(queue.drain().is_empty());
+    }
+
+    #[test]
+    fn a_question_is_asked_once_and_before_the_messages() {
+        let queue = OutQueue::new(8, true);
+        queue.push(vec![1]);
+        queue.ask();
+        queue.ask();
+        assert_eq!(written(&queue), [200, 1]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The IO around the pool: dials, accepts and runs links.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span};
 
-use super::connection::Connection;
+use super::connection::{Answer, Connection};
 use super::frame::MessageError;
 use super::handshake::{Dialler, HandshakeError, HandshakeSide, LinkRefusal, Listener, ProvedPeer, Purpose, Refused};
 use super::pool::{OpenedLink, Pool};
@@ -68,6 +69,7 @@ pub(super) struct Shared {
     offered: mpsc::Sender<Offer>,
     facts: mpsc::Sender<Vec<Update>>,
     pub(super) reach: watch::Sender<Reach>,
+    pub(super) unreachable: watch::Sender<BTreeSet<NodeId>>,
     pub(super) stop: CancellationToken,
 }
 
@@ -100,6 +102,7 @@ impl Shared {
             offered,
             facts,
             reach: watch::Sender::default(),
+            unreachable: watch::Sender::default(),
             stop: CancellationToken::new(),
         });
         let sender = Arc::downgrade(&shared);
@@ -123,11 +126,18 @@ impl Shared {
         self.pool.lock()
     }
 
-    /// Publishes how far this node reaches, if that has changed. Holds the pool's lock, so that the
-    /// newest value is published last.
+    /// Publishes how far this node reaches, and which peers do not answer, if that has changed.
+    /// Holds the pool's lock, so that the newest value is published last.
     fn show_reach(&self) {
-        let pool = self.pool();
+        let mut pool = self.pool();
         publish(&self.reach, pool.reach());
+        publish(&self.unreachable, pool.unreachable(Instant::now()));
+    }
+
+    /// Notes an answer of a peer on a link.
+    fn answered(&self, link: u64, answer: Answer) {
+        self.pool().answered(link, answer, Instant::now());
+        self.show_reach();
     }
 
     /// The route of this kind; the base route if this node has none of the kind.
@@ -208,6 +218,7 @@ pub(super) async fn probe(shared: Arc<Shared>) {
         loop {
             let opened = shared.probing.notified();
             let next = shared.pool().probe(Instant::now());
+            shared.show_reach();
             match next {
                 Some(next) => tokio::select! {
                     () = sleep_until(next) => {}
@@ -317,7 +328,7 @@ async fn run(shared: Arc<Shared>, proven: ProvenLink, stream: BoxStream) {
         discovery: shared.discovery.clone(),
         offered: shared.offered.clone(),
         facts: shared.facts.clone(),
-        answered: Box::new(move |number| prober.pool().answered(id, number, Instant::now())),
+        answered: Box::new(move |answer| prober.answered(id, answer)),
         limits: shared.limits(),
     };
     tokio::select! {

@@ -18,7 +18,7 @@ use super::cluster::Cluster;
 use super::service_units::ServiceViews;
 use super::status;
 use super::wireguard::WireguardHandle;
-use super::wireguard_status;
+use super::wireguard_status::{self, OtherMember};
 use crate::blocking::on_disk;
 use crate::clock::unix_now;
 use crate::control::{
@@ -229,7 +229,10 @@ impl RunningParts {
         let links = self.links.status();
         let others = |coordinator: &Coordinator, _| {
             let view = coordinator.view();
-            view.members().map(MemberView::node).filter(|node| *node != view.me()).collect::<Vec<_>>()
+            let nodes = view.members().map(MemberView::node).filter(|node| *node != view.me());
+            let silence = |node, unreachable| view.allowed_silence(&node, unreachable);
+            let member = |node| OtherMember { node, usual: silence(node, false), unreachable: silence(node, true) };
+            nodes.map(member).collect::<Vec<_>>()
         };
         status.wireguard = wireguard_status::status(&self.wireguard, &self.cluster.look(others), &links);
         status.links = links.into_iter().map(link_status).collect();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt;
-use rustbalance_gossip::coordinator::Coordinator;
+use rustbalance_gossip::coordinator::{Coordinator, Event};
 use rustbalance_gossip::id::ServiceId;
 use rustbalance_gossip::record::Revocation;
 use rustbalance_gossip::signed::Verified;
@@ -21,7 +21,7 @@ use super::cluster::{self, Cluster, ClusterParts, Decisions, DecisionsByService}
 use super::discovery::Rotation;
 use super::known::{self, Boot};
 use super::own_service::OwnServicePart;
-use super::reports::{report_eviction, report_reach, show_phase};
+use super::reports::{report, report_eviction, report_reach, show_phase};
 use super::service_facts;
 use super::supervisor::{PartResult, Supervisor};
 use super::wireguard::{UserspaceStarter, WireguardHandle, WireguardPart};
@@ -122,6 +122,7 @@ impl MeshPart {
         parts.spawn("discovery keys", rotation.run(cluster.clone(), publishes, outputs.offered));
         parts.spawn("report of evictions", report_eviction(outputs.revoked, cluster.clone()));
         parts.spawn("report of links", report_reach(links.reach(), cluster.clone()));
+        parts.spawn("report of silence", report(links.unreachable(), cluster.clone(), Event::Unreachable));
         parts.spawn("report of phases", show_phase(phase));
         let wireguard = WireguardPart {
             starter: Box::new(UserspaceStarter { me: store.node_id(), counters: needs.counters.clone() }),

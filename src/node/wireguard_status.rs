@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use rustbalance_gossip::id::NodeId;
 use tracing::info;
@@ -39,15 +40,24 @@ fn listed(addresses: &[SocketAddr]) -> String {
     addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
 }
 
+/// Another member, and the silence after which it is taken for dead.
+pub(super) struct OtherMember {
+    pub(super) node: NodeId,
+    /// While its links do not show whether it answers, or it does.
+    pub(super) usual: Duration,
+    /// While they show that it does not.
+    pub(super) unreachable: Duration,
+}
+
 /// WireGuard as `status` shows it. `members` are the other members, and `links` all links.
-pub(super) fn status(handle: &WireguardHandle, members: &[NodeId], links: &[LinkStatus]) -> WireguardStatus {
+pub(super) fn status(handle: &WireguardHandle, members: &[OtherMember], links: &[LinkStatus]) -> WireguardStatus {
     let (state, problem) = match handle.state() {
         WireguardState::Off => (WireguardSwitch::Off, None),
         WireguardState::Starting => (WireguardSwitch::Starting, None),
         WireguardState::Failed(why) => (WireguardSwitch::Failed, Some(why)),
         WireguardState::On { listens, endpoints, refused } => {
             let known = handle.engine().status();
-            let peer = |node: &NodeId| peer(*node, known.get(node), refused.get(node), links);
+            let peer = |member: &OtherMember| peer(member, known.get(&member.node), refused.get(&member.node), links);
             let shown = |addresses: Vec<SocketAddr>| addresses.iter().map(ToString::to_string).collect();
             return WireguardStatus {
                 state: WireguardSwitch::On,
@@ -62,24 +72,25 @@ pub(super) fn status(handle: &WireguardHandle, members: &[NodeId], links: &[Link
 }
 
 fn peer(
-    node: NodeId,
+    member: &OtherMember,
     known: Option<&PeerStatus>,
     refused: Option<&NotAPeer>,
     links: &[LinkStatus],
 ) -> WireguardPeerStatus {
     let of_peer: BTreeMap<RouteKind, &LinkStatus> =
-        links.iter().filter(|link| link.peer == node).map(|link| (link.route, link)).collect();
+        links.iter().filter(|link| link.peer == member.node).map(|link| (link.route, link)).collect();
     let link = of_peer.get(&RouteKind::WIREGUARD);
     let proven = link.is_some_and(|link| link.state == RouteState::Proven);
+    let watched = link.is_some_and(|link| link.watched);
+    let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     WireguardPeerStatus {
-        node: node.to_string(),
+        node: member.node.to_string(),
         route: of_peer.values().find(|link| link.carries).map(|link| link.route.to_string()),
         proven,
         reason: (!proven).then(|| reason(known, refused, link.map(|link| link.state))),
         endpoint: known.and_then(|known| known.endpoint).map(|endpoint| endpoint.to_string()),
-        round_trip_ms: link
-            .and_then(|link| link.round_trip)
-            .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+        round_trip_ms: link.and_then(|link| link.round_trip).map(milliseconds),
+        dead_after_ms: milliseconds(if watched { member.unreachable } else { member.usual }),
         last_handshake_seconds: known.and_then(|known| known.last_handshake).map(|ago| ago.as_secs()),
         bytes_in: known.map_or(0, |known| known.bytes_in),
         bytes_out: known.map_or(0, |known| known.bytes_out),

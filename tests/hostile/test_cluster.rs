@@ -36,6 +36,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
 const VISIT: Duration = Duration::from_secs(40);
 /// More terms than a cluster uses by itself in a test. The attackers' claims are for later terms.
 pub(crate) const OWN_TERMS: u64 = 50;
+/// The times of a cluster whose extra configuration has none.
+const SHORT_TIMES: &str = "[cluster]\nheartbeat = \"300ms\"\nlease_ttl = \"3s\"\n";
 /// Interval between two checks, and between two visits.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -152,10 +154,10 @@ impl TestCluster {
             .further
             .map(|service| format!("[[port]]\nvirtual = 80\ntarget = \"{site}\"\nservice = \"{service}\"\n"));
         let further = further.unwrap_or_default();
+        let extra = (self.extra)(name);
+        let times = if extra.contains("[cluster]") { "" } else { SHORT_TIMES };
         let text = format!(
-            "[[port]]\nvirtual = 80\ntarget = \"{site}\"\n{further}[health]\ninterval = \"500ms\"\n\
-             [cluster]\nheartbeat = \"300ms\"\nlease_ttl = \"3s\"\n{}",
-            (self.extra)(name)
+            "[[port]]\nvirtual = 80\ntarget = \"{site}\"\n{further}[health]\ninterval = \"500ms\"\n{times}{extra}"
         );
         std::fs::write(dir.join("rustbalance.toml"), text).unwrap();
         let mut daemon = Daemon {

@@ -111,8 +111,14 @@ async fn peer(test_cluster: &TestCluster, of: &str, to: &str) -> Result<Wireguar
 
 /// Waits until alpha and beta reach each other over this route.
 async fn linked_over(test_cluster: &TestCluster, route: &str) {
-    until(&format!("alpha and beta reach each other over {route}"), async || {
-        for (of, to) in [("alpha", "beta"), ("beta", "alpha")] {
+    all_linked_over(test_cluster, &["alpha", "beta"], route).await;
+}
+
+/// Waits until these nodes reach each other over this route.
+async fn all_linked_over(test_cluster: &TestCluster, names: &[&str], route: &str) {
+    let pairs = || names.iter().flat_map(|of| names.iter().map(move |to| (of, to))).filter(|(of, to)| of != to);
+    until(&format!("{names:?} reach each other over {route}"), async || {
+        for (of, to) in pairs() {
             let peer = peer(test_cluster, of, to).await?;
             ensure!(peer.route.as_deref() == Some(route), "{of}: {peer:?}");
             ensure!(peer.proven == (route == "wireguard"), "{of}: {peer:?}");
@@ -279,4 +285,80 @@ async fn a_node_whose_port_is_taken_says_so_and_works_over_tor() {
         Ok(())
     })
     .await;
+}
+
+/// Kills a daemon that does not publish. Returns the time until all others take it for dead, and
+/// the publisher no longer wants its points published.
+async fn noticed(test_cluster: &mut TestCluster, victim: &str) -> Duration {
+    let (killed, id) = (Instant::now(), test_cluster.named(victim).id.to_string());
+    test_cluster.named_mut(victim).kill().await;
+    until("the others take it for dead", async || {
+        for daemon in test_cluster.running() {
+            let members = daemon.status().await?.members;
+            let listed = members.iter().find(|member| member.node == id);
+            ensure!(listed.is_some_and(|member| !member.alive), "{} does not", daemon.name);
+        }
+        let (publisher, _) = test_cluster.publisher().await;
+        let publisher = test_cluster.running().find(|daemon| daemon.id.to_string() == publisher);
+        let members = publisher.ok_or_else(|| anyhow::anyhow!("no publisher"))?.status().await?.members;
+        let wanted = members.iter().find(|member| member.node == id).map_or(0, |member| member.published);
+        ensure!(wanted == 0, "{wanted} of its points are wanted");
+        Ok(())
+    })
+    .await;
+    killed.elapsed()
+}
+
+/// With the usual times of a cluster: blocked UDP kills no node, and a killed one is dead after
+/// some three seconds in place of ten.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn death_is_noticed_sooner_over_wireguard_and_blocked_udp_is_not_taken_for_it() {
+    let names = ["alpha", "beta", "gamma"];
+    let routers = [Router::start().await, Router::start().await, Router::start().await];
+    let configs: Vec<_> = names.into_iter().zip(routers.iter().map(Router::config)).collect();
+    let mut test_cluster = TestCluster::start_each(move |name| {
+        let (_, wireguard) = configs.iter().find(|(of, _)| *of == name).unwrap();
+        format!("[cluster]\nheartbeat = \"2s\"\nlease_ttl = \"6s\"\n{wireguard}")
+    })
+    .await;
+    all_linked_over(&test_cluster, &names, "wireguard").await;
+    until("alpha would notice beta's death soon", async || {
+        let shown = peer(&test_cluster, "alpha", "beta").await?.dead_after_ms;
+        ensure!((3000..6000).contains(&shown), "{shown} ms");
+        Ok(())
+    })
+    .await;
+
+    routers.iter().for_each(|router| router.block(true));
+    let blocked = Instant::now();
+    while blocked.elapsed() < Duration::from_secs(7) {
+        for daemon in test_cluster.running() {
+            let members = daemon.status().await.unwrap().members;
+            assert!(members.iter().all(|member| member.alive), "{}: {members:?}", daemon.name);
+        }
+        sleep(Duration::from_millis(200)).await;
+    }
+    let shown = peer(&test_cluster, "alpha", "beta").await.unwrap().dead_after_ms;
+    assert!(shown >= 10_000, "{shown} ms");
+    routers.iter().for_each(|router| router.block(false));
+    all_linked_over(&test_cluster, &names, "wireguard").await;
+
+    let with = noticed(&mut test_cluster, "gamma").await;
+    let net = test_cluster.net.clone();
+    test_cluster.named_mut("gamma").run(&net);
+    test_cluster.healthy().await;
+    for name in names {
+        test_cluster.named(name).call(Request::WireguardOff {}).await.unwrap();
+    }
+    until("no node has WireGuard", async || {
+        for daemon in test_cluster.running() {
+            let links = daemon.status().await?.links;
+            ensure!(links.iter().all(|link| link.route == "tor") && links.len() == 2, "{links:?}");
+        }
+        Ok(())
+    })
+    .await;
+    let without = noticed(&mut test_cluster, "gamma").await;
+    eprintln!("death noticed after {with:?} with WireGuard, {without:?} without");
+    assert!(with * 2 < without, "{with:?} with WireGuard, {without:?} without");
 }

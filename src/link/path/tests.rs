@@ -16,12 +16,21 @@ struct Run {
     probes: Vec<(RouteKind, Instant)>,
     /// The routes that frames have left, in order.
     left: Vec<RouteKind>,
+    /// The missing answers, and whether they were noticed late.
+    missed: Vec<bool>,
 }
 
 impl Run {
     fn new(routes: &[RouteKind]) -> Self {
         let path = Path::new(&routes.to_vec().into());
-        Self { path, now: Instant::now(), answering: routes.to_vec(), probes: Vec::new(), left: Vec::new() }
+        Self {
+            path,
+            now: Instant::now(),
+            answering: routes.to_vec(),
+            probes: Vec::new(),
+            left: Vec::new(),
+            missed: Vec::new(),
+        }
     }
 
     fn handle(&mut self, event: PathEvent) {
@@ -36,6 +45,7 @@ impl Run {
                             answers.push(PathEvent::Answered(route, number));
                         }
                     }
+                    PathAction::Missed { late } => self.missed.push(late),
                     PathAction::Close(route) => {
                         assert_eq!(self.path.state(route), RouteState::Unproven);
                         answers.push(PathEvent::LinkEnd(route));
@@ -86,10 +96,12 @@ fn a_route_that_answers_takes_the_frames_over_and_gives_them_back_when_it_falls_
     run.seconds(100);
     assert_eq!(run.path.state(FAST), RouteState::Proven);
     run.answering.clear();
+    assert!(run.missed.is_empty());
     run.seconds(2);
     assert_eq!((run.path.state(FAST), run.path.chosen()), (RouteState::Degraded, Some(BASE)));
     assert_eq!(run.left, [BASE, FAST]);
     run.seconds(2);
+    assert_eq!(run.missed, [false; 3]);
     assert_eq!(run.path.state(FAST), RouteState::Unproven, "the dead link is still open");
 }
 
@@ -132,6 +144,18 @@ fn a_late_answer_keeps_the_link_and_does_not_prove_it() {
         run.handle(PathEvent::Answered(FAST, number));
     }
     assert_eq!(run.path.state(FAST), RouteState::Probing);
+}
+
+#[test]
+fn a_missing_answer_that_a_stopped_process_notices_late_is_told_from_others() {
+    let mut run = Run::new(&[FAST, BASE]);
+    run.handle(PathEvent::Opened(FAST));
+    run.answering.clear();
+    run.seconds(1);
+    run.now += Duration::from_secs(30);
+    run.handle(PathEvent::Tick);
+    run.seconds(1);
+    assert_eq!(run.missed, [true, false]);
 }
 
 #[test]

@@ -49,7 +49,7 @@ fn write(pool: &mut Pool, link: &OpenedLink, answers: bool, now: Instant) -> Vec
             Frame::Gossip(message) => written.push(message.0),
             Frame::Probe { number, .. } if answers => {
                 link.out.confirm(number);
-                pool.answered(link.id, number, now);
+                pool.answered(link.id, Answer::Probe(number), now);
             }
             _ => {}
         }
@@ -292,4 +292,39 @@ fn only_tor_shows_that_a_node_is_shut_out_and_any_link_with_a_publisher_refutes_
     pool.open(node(2), FAST, true, 99, now).unwrap();
     assert!(!pool.is_shut_out());
     assert!(pool.is_refused(), "over Tor the publisher still accepts none of our keys");
+}
+
+#[test]
+fn a_peer_that_answers_no_probe_is_asked_over_tor_and_unreachable_without_an_answer() {
+    let mut now = Instant::now();
+    let mut pool = two_routes(1);
+    let peers = [2, 3].map(|peer| {
+        let tor = pool.open(node(peer), TOR, true, 99, now).unwrap();
+        let fast = pool.open(node(peer), FAST, true, 99, now).unwrap();
+        pool.answered(tor.id, Answer::Ping(Duration::from_millis(300)), now);
+        (tor, fast)
+    });
+    let [(tor, _), _] = &peers;
+    let mut pass = |pool: &mut Pool, answers: [bool; 2]| {
+        pool.probe(now);
+        for ((_, fast), answers) in peers.iter().zip(answers) {
+            write(pool, fast, answers, now);
+        }
+        now += Duration::from_secs(1);
+        now
+    };
+    let watched = |pool: &Pool| pool.contacts.is_watched(&node(2));
+    pass(&mut pool, [true, true]);
+    assert!(watched(&pool) && tor.out.next().now_or_never().is_none());
+    pass(&mut pool, [false, true]);
+    pass(&mut pool, [false, true]);
+    assert!(matches!(tor.out.next().now_or_never(), Some(Frame::Ping(_))), "it is not asked");
+    let now = pass(&mut pool, [false, true]);
+    assert_eq!(pool.unreachable(now), BTreeSet::from([node(2)]));
+    assert!(tor.out.next().now_or_never().is_none(), "it is asked again");
+    pool.answered(tor.id, Answer::Ping(Duration::from_millis(300)), now);
+    assert_eq!((pool.unreachable(now), watched(&pool)), (BTreeSet::new(), false));
+    // A peer whose links this node has closed, because it is evicted, is not unreachable.
+    pool.reconcile(&set(1..4, &[3]), everywhere, 0, now);
+    assert!(pool.unreachable(now + Duration::from_secs(9)).is_empty());
 }

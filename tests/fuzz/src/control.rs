@@ -158,6 +158,7 @@ fn wireguard_peer() -> WireguardPeerStatus {
         reason: Some("probes have to be answered first".into()),
         endpoint: Some("203.0.113.8:7440".into()),
         round_trip_ms: Some(41),
+        dead_after_ms: 3000,
         last_handshake_seconds: Some(72),
         bytes_in: 1,
         bytes_out: 2,
