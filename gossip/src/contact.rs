@@ -205,6 +205,12 @@ impl Contacts {
         self.peers.get(peer).is_some_and(|contact| contact.watched)
     }
 
+    /// True while the peer owes an answer over the faster route, and has given none over the base
+    /// route.
+    pub fn is_silent(&self, peer: &NodeId) -> bool {
+        self.peers.get(peer).is_some_and(|contact| contact.silence.is_some())
+    }
+
     /// The peers that are unreachable.
     pub fn unreachable(&self, mono: Duration) -> BTreeSet<NodeId> {
         let hears_another =

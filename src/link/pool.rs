@@ -419,9 +419,11 @@ impl Pool {
         }
     }
 
-    /// The peers with which there is a link.
+    /// The peers with which there is a link, without those that owe an answer on all routes: gossip
+    /// then pulls their heartbeats from others once they are due.
     pub(super) fn peers(&self) -> BTreeSet<NodeId> {
-        self.links.values().filter(|link| self.carries(link)).map(|link| link.peer).collect()
+        let answers = |peer: &NodeId| !self.contacts.is_silent(peer);
+        self.links.values().filter(|link| self.carries(link)).map(|link| link.peer).filter(answers).collect()
     }
 
     /// Whether frames to the link's peer go over this link.

@@ -319,11 +319,12 @@ fn a_peer_that_answers_no_probe_is_asked_over_tor_and_unreachable_without_an_ans
     pass(&mut pool, [false, true]);
     pass(&mut pool, [false, true]);
     assert!(matches!(tor.out.next().now_or_never(), Some(Frame::Ping(_))), "it is not asked");
+    assert_eq!(pool.peers(), BTreeSet::from([node(3)]), "its heartbeats are expected from it alone");
     let now = pass(&mut pool, [false, true]);
     assert_eq!(pool.unreachable(now), BTreeSet::from([node(2)]));
     assert!(tor.out.next().now_or_never().is_none(), "it is asked again");
     pool.answered(tor.id, Answer::Ping(Duration::from_millis(300)), now);
-    assert_eq!((pool.unreachable(now), watched(&pool)), (BTreeSet::new(), false));
+    assert_eq!((pool.unreachable(now), watched(&pool), pool.peers().len()), (BTreeSet::new(), false, 2));
     // A peer whose links this node has closed, because it is evicted, is not unreachable.
     pool.reconcile(&set(1..4, &[3]), everywhere, 0, now);
     assert!(pool.unreachable(now + Duration::from_secs(9)).is_empty());
