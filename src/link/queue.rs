@@ -16,8 +16,9 @@ use tokio::time::Instant;
 
 use super::connection::Frame;
 
-/// Bytes of padding in a probe: the frame of about 1200 bytes fills a packet of a tunnel with the
-/// smallest MTU that IPv6 allows (1280), so that a path which loses full packets is not proven.
+/// Bytes of padding in a probe. With the headers of TCP and IPv6 the frame of about 1200 bytes
+/// fills a packet of a tunnel with the smallest MTU that IPv6 allows (1280), and one of the shorter
+/// packets of the engine inside the process. So a path which loses full packets is not proven.
 const PROBE_PADDING: usize = 1160;
 
 /// The queue of one link.

@@ -5,8 +5,8 @@ use std::net::Ipv6Addr;
 
 use rustbalance_gossip::address::MESH_PORT;
 
-/// Longest packet inside the tunnel, in bytes: the smallest MTU that IPv6 permits, so every path
-/// that can carry WireGuard for IPv6 can carry it.
+/// Longest packet inside the tunnel that is taken, in bytes: the smallest MTU that IPv6 permits,
+/// which a peer with an interface of the kernel has. This node sends shorter ones.
 pub(super) const MTU: usize = 1280;
 /// Length of an IPv6 header without extensions.
 const IP_HEADER: usize = 40;
