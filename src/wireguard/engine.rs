@@ -104,7 +104,7 @@ pub enum PeerProblem {
     #[error("another member announces the same WireGuard key")]
     KeyInUse,
     /// Handshakes are sent and none is answered.
-    #[error("{tried} does not answer: UDP may be blocked, or the peer may not be running")]
+    #[error("{tried} does not answer: UDP may be blocked, the peer may be behind a NAT, or it may not be running")]
     NoAnswer {
         /// The endpoint that was tried last.
         tried: SocketAddr,
