@@ -63,6 +63,8 @@ pub mod cluster;
 mod control;
 mod decrypt;
 mod facts;
+mod helper;
+pub mod hosts;
 mod http;
 mod keys;
 pub mod namespace;

@@ -3,16 +3,15 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
-use parking_lot::Mutex;
 use serde::Deserialize;
 
+use crate::helper::{self, Helper};
+
 /// Run by python3: creates the namespace, forwards ports and captures packets.
-const SCRIPT: &str = include_str!("namespace.py");
+const SCRIPT: &str = include_str!("helper/namespace.py");
 /// The state of a listening TCP socket in `/proc/net/tcp` (`TCP_LISTEN`).
 const LISTEN: &str = "0A";
 /// The flag of a listening Unix socket in `/proc/net/unix` (`__SO_ACCEPTCON`).
@@ -21,12 +20,7 @@ const ACCEPTS: u32 = 0x10000;
 /// A network namespace. Dropping it ends the forwarding and the capture; daemons in it go on
 /// running.
 #[derive(Debug)]
-pub struct Namespace {
-    helper: Child,
-    pipes: Mutex<(ChildStdin, BufReader<ChildStdout>)>,
-    /// The pid of a process in the namespace, by which `/proc` names it.
-    holder: i32,
-}
+pub struct Namespace(Helper);
 
 /// Everything that was sent in the namespace since its creation. Of TCP from 127.0.0.1 to itself
 /// only the packets that open a connection (SYN) are counted, of all else every packet.
@@ -63,51 +57,32 @@ pub struct Flow {
 impl Namespace {
     /// Why a namespace cannot be created here; `None` if it can.
     pub fn impossible() -> Option<String> {
-        match Command::new("unshare").args(["--net", "true"]).output() {
-            Ok(output) if output.status.success() => None,
-            Ok(output) => Some(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
-            Err(error) => Some(format!("cannot run unshare: {error}")),
-        }
+        helper::impossible()
     }
 
     /// Creates a namespace.
     pub fn open() -> Result<Self> {
-        let mut helper = Command::new("/usr/bin/python3")
-            .args(["-c", SCRIPT])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("cannot run python3")?;
-        let (Some(input), Some(output)) = (helper.stdin.take(), helper.stdout.take()) else {
-            bail!("python3 has no pipes");
-        };
-        let mut namespace = Self { helper, pipes: Mutex::new((input, BufReader::new(output))), holder: 0 };
-        let first = namespace.read().context("the namespace was not made; python3 says why above")?;
-        namespace.holder = first
-            .trim()
-            .parse()
-            .with_context(|| format!("the namespace's helper printed {first:?}, which is not a pid"))?;
-        Ok(namespace)
+        Helper::start(SCRIPT, &[]).map(Self)
     }
 
     /// Its path, for `nsenter`.
     pub(crate) fn path(&self) -> PathBuf {
-        format!("/proc/{}/ns/net", self.holder).into()
+        self.0.path(0)
     }
 
     /// Forwards a port of the namespace's 127.0.0.1 to the same port of the host's 127.0.0.1.
     pub fn forward(&self, port: u16) -> Result<()> {
-        self.ask(&format!("forward {port}")).map(|_| ())
+        self.0.ask(&format!("forward {port}")).map(|_| ())
     }
 
     /// Sends a UDP datagram from within the namespace, to prove that the capture sees one.
     pub fn probe(&self, address: &str, port: u16) -> Result<()> {
-        self.ask(&format!("probe {address} {port}")).map(|_| ())
+        self.0.ask(&format!("probe {address} {port}")).map(|_| ())
     }
 
     /// Everything that was sent so far.
     pub fn capture(&self) -> Result<Capture> {
-        let answer = self.ask("flows")?;
+        let answer = self.0.ask("flows")?;
         serde_json::from_str(&answer).with_context(|| format!("not a capture: {answer}"))
     }
 
@@ -116,8 +91,8 @@ impl Namespace {
     /// listener.
     pub fn listeners(&self) -> Result<BTreeSet<String>> {
         let table = |name: &str| {
-            let path = format!("/proc/{}/net/{name}", self.holder);
-            fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))
+            let path = self.0.proc(0).join("net").join(name);
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
         };
         let mut found = BTreeSet::new();
         for name in ["tcp", "tcp6", "udp", "udp6", "udplite", "udplite6", "raw", "raw6"] {
@@ -139,29 +114,5 @@ impl Namespace {
             }
         }
         Ok(found)
-    }
-
-    fn ask(&self, command: &str) -> Result<String> {
-        {
-            let mut pipes = self.pipes.lock();
-            writeln!(pipes.0, "{command}").context("the namespace's helper has ended")?;
-        }
-        self.read().with_context(|| format!("the namespace's helper did not do: {command}"))
-    }
-
-    fn read(&self) -> Result<String> {
-        let mut line = String::new();
-        let mut pipes = self.pipes.lock();
-        match pipes.1.read_line(&mut line)? {
-            0 => bail!("the namespace's helper has ended"),
-            _ => Ok(line),
-        }
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        let _ = self.helper.kill();
-        let _ = self.helper.wait();
     }
 }

@@ -14,10 +14,12 @@ use anyhow::{Context, Result, bail};
 use parking_lot::Mutex;
 
 use crate::client::Warmth;
+use crate::hosts::Hosts;
 use crate::namespace::Namespace;
 use crate::network::Network;
 use crate::site::Site;
 use node::Common;
+use place::Place;
 
 pub use node::{CommandOutput, Node, Token};
 pub use status::{
@@ -28,6 +30,7 @@ pub use vitals::Vitals;
 
 pub(crate) mod disk;
 mod node;
+mod place;
 mod status;
 mod vitals;
 
@@ -47,7 +50,7 @@ const LOG: &str = "";
 pub struct Cluster<'n> {
     network: &'n Network,
     common: Arc<Common>,
-    /// The value of `--wireguard` of the nodes that have it, by name.
+    /// The option `--wireguard` of the nodes that have it, by name.
     wireguard: BTreeMap<String, String>,
     nodes: Mutex<Vec<Arc<Node>>>,
     master: Mutex<Option<String>>,
@@ -70,7 +73,7 @@ impl<'n> Cluster<'n> {
             binary,
             arti: network.base().join("arti.toml"),
             cabled: false,
-            namespace: None,
+            place: Place::Here,
             log: filters.to_owned(),
         };
         let (common, wireguard) = (Arc::new(common), BTreeMap::new());
@@ -84,8 +87,8 @@ impl<'n> Cluster<'n> {
         self
     }
 
-    /// Makes the nodes of these names with `--wireguard`, each listening on its address. To be
-    /// called before any node is made.
+    /// Makes the nodes of these names with `--wireguard`, each listening on its address, or on
+    /// those of its default routes if that is empty. To be called before any node is made.
     pub fn with_wireguard(mut self, listens: &[(&str, &str)]) -> Self {
         self.wireguard =
             listens.iter().map(|(name, address)| ((*name).into(), format!("--wireguard={address}"))).collect();
@@ -95,11 +98,20 @@ impl<'n> Cluster<'n> {
     /// Puts all daemons and commands into a network namespace, from which they reach only their own
     /// sites and the ports on which relays accept connections. To be called before any node is
     /// made.
-    pub fn within(mut self, namespace: &Arc<Namespace>) -> Result<Self> {
-        for relay in self.network.relays() {
-            namespace.forward(relay.or_port)?;
-        }
-        Arc::make_mut(&mut self.common).namespace = Some(Arc::clone(namespace));
+    pub fn within(self, namespace: &Arc<Namespace>) -> Result<Self> {
+        self.at(Place::Namespace(Arc::clone(namespace)))
+    }
+
+    /// Puts each daemon and its commands on the host of its name, from which they reach only their
+    /// own site, the other hosts, and the ports on which relays accept connections. To be called
+    /// before any node is made.
+    pub fn across(self, hosts: &Arc<Hosts>) -> Result<Self> {
+        self.at(Place::Hosts(Arc::clone(hosts)))
+    }
+
+    fn at(mut self, place: Place) -> Result<Self> {
+        place.forward_relays(self.network)?;
+        Arc::make_mut(&mut self.common).place = place;
         Ok(self)
     }
 
@@ -141,9 +153,7 @@ impl<'n> Cluster<'n> {
     /// exist.
     pub fn vacant(&self, name: &str) -> Result<Arc<Node>> {
         let site = Site::start(name)?;
-        if let Some(namespace) = &self.common.namespace {
-            namespace.forward(site.addr().port())?;
-        }
+        self.common.place.forward_site(name, site.addr().port())?;
         let node = Arc::new(Node::new(&self.common, name, site)?);
         self.nodes.lock().push(Arc::clone(&node));
         Ok(node)

@@ -15,10 +15,10 @@ use rustix::process::Signal;
 
 use super::Status;
 use super::disk::Disk;
+use super::place::Place;
 use super::vitals::Vitals;
 use crate::cable::Cable;
 use crate::keys;
-use crate::namespace::Namespace;
 use crate::process::{self, Exit, STATE};
 use crate::site::Site;
 
@@ -42,21 +42,9 @@ pub(super) struct Common {
     pub(super) arti: PathBuf,
     /// Whether each node's Tor client is behind a cable that can be cut.
     pub(super) cabled: bool,
-    /// The network namespace in which everything runs; `None` for the host's.
-    pub(super) namespace: Option<Arc<Namespace>>,
+    pub(super) place: Place,
     /// Filters for the daemons' logs in the syntax of `tracing`; if empty, those of `-vv` apply.
     pub(super) log: String,
-}
-
-impl Common {
-    /// The command that enters the namespace, to be put before another command. Empty for the
-    /// host's.
-    fn entry(&self) -> Vec<String> {
-        let enter = |namespace: &Arc<Namespace>| {
-            vec!["nsenter".into(), format!("--net={}", namespace.path().display()), "--".into()]
-        };
-        self.namespace.as_ref().map(enter).unwrap_or_default()
-    }
 }
 
 /// One node. Dropping it kills its daemon.
@@ -216,7 +204,7 @@ impl Node {
         }
         let state = self.state();
         let filter = format!("RUSTBALANCE_LOG={}", self.common.log);
-        let entry = self.common.entry();
+        let entry = self.common.place.entry(&self.name);
         let mut words: Vec<&OsStr> = entry.iter().map(AsRef::as_ref).collect();
         words.extend::<[&OsStr; 8]>([
             "env".as_ref(),
@@ -301,7 +289,7 @@ impl Node {
         let started = Instant::now();
         let record = &self.common.record;
         let mut child = process::recorded(&self.common.base, &self.folder, record)
-            .args(self.common.entry())
+            .args(self.common.place.entry(&self.name))
             .arg(&self.common.binary)
             .arg("--dir")
             .arg(self.state())

@@ -156,6 +156,8 @@ pub struct Link {
     pub bytes_in: u64,
     /// Bytes written.
     pub bytes_out: u64,
+    /// The last measured round trip, in milliseconds; `None` before the first answer.
+    pub round_trip_ms: Option<u64>,
 }
 
 /// WireGuard on the reporting node.
@@ -178,6 +180,8 @@ pub struct WireguardPeer {
     pub route: Option<String>,
     /// Why WireGuard is not proven; `None` if it is.
     pub reason: Option<String>,
+    /// Where packets to it go.
+    pub endpoint: Option<String>,
 }
 
 /// An invitation.

@@ -1,19 +1,5 @@
-"""A network namespace that forwards some ports to this host and captures what is sent in it.
+"""A network namespace whose packets are captured."""
 
-Started by namespace.rs, which sends one command per line and reads one line of answer to each. It
-ends when its input ends.
-"""
-
-import asyncio
-import ctypes
-import json
-import os
-import socket
-import struct
-import subprocess
-import sys
-
-NEW_NET = 0x40000000  # CLONE_NEWNET
 PACKET_OUTGOING = 4
 SOL_PACKET, PACKET_STATISTICS, SO_RCVBUFFORCE, SO_ATTACH_FILTER = 263, 6, 33, 26
 BUFFER = 64 << 20
@@ -38,42 +24,27 @@ FILTER = [
     (0x06, 0, 0, 128),
     (0x06, 0, 0, 0),
 ]
-LIBC = ctypes.CDLL(None, use_errno=True)
 
-
-def checked(result):
-    if result != 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
-def ip(words):
-    subprocess.run(["ip", *words.split()], check=True)
-
-
-HOST = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-checked(LIBC.unshare(NEW_NET))
-INSIDE = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-ip("link set lo up")
-# Packets to any other address are routed to a link whose far end nothing reads. The neighbour's
-# link address is made up, so that such a packet is sent instead of waiting for address resolution.
-ip("link add wire type veth peer name end")
-ip("link set end up")
-ip("link set wire up")
-ip("address add 192.0.2.2/24 dev wire")
-ip("address add 192.0.2.3/24 dev wire")
-ip("neighbour add 192.0.2.1 lladdr 02:00:00:00:00:01 dev wire nud permanent")
-ip("route add default via 192.0.2.1")
-ip("-6 address add 2001:db8::2/64 dev wire nodad")
-ip("-6 neighbour add 2001:db8::1 lladdr 02:00:00:00:00:01 dev wire nud permanent")
-ip("-6 route add default via 2001:db8::1 dev wire")
-# This process gives the namespace a name in /proc. It runs until our end of its input closes.
-HOLDER = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
-TAP = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+INSIDE, HOLDER = new_namespace()
+with inside(INSIDE):
+    # Packets to any other address are routed to a link whose far end nothing reads. The neighbour's
+    # link address is made up, so that such a packet is sent instead of waiting for address
+    # resolution.
+    ip("link add wire type veth peer name end")
+    ip("link set end up")
+    ip("link set wire up")
+    ip("address add 192.0.2.2/24 dev wire")
+    ip("address add 192.0.2.3/24 dev wire")
+    ip("neighbour add 192.0.2.1 lladdr 02:00:00:00:00:01 dev wire nud permanent")
+    ip("route add default via 192.0.2.1")
+    ip("-6 address add 2001:db8::2/64 dev wire nodad")
+    ip("-6 neighbour add 2001:db8::1 lladdr 02:00:00:00:00:01 dev wire nud permanent")
+    ip("-6 route add default via 2001:db8::1 dev wire")
+    TAP = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
 TAP.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
 PROGRAM = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in FILTER))
 TAP.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", len(FILTER), ctypes.addressof(PROGRAM)))
 TAP.setblocking(False)
-checked(LIBC.setns(HOST, NEW_NET))
 
 FLOWS = {}
 
@@ -111,41 +82,10 @@ def capture():
             FLOWS[seen] = FLOWS.get(seen, 0) + 1
 
 
-async def carry(source, sink):
-    try:
-        while chunk := await source.read(65536):
-            sink.write(chunk)
-            await sink.drain()
-    except OSError:
-        pass
-    finally:
-        sink.close()
-
-
-async def forward(port):
-    async def serve(near_in, near_out):
-        try:
-            far_in, far_out = await asyncio.open_connection("127.0.0.1", port)
-        except OSError:
-            near_out.close()
-            return
-        await asyncio.gather(carry(near_in, far_out), carry(far_in, near_out))
-
-    checked(LIBC.setns(INSIDE, NEW_NET))
-    try:
-        listener = socket.create_server(("127.0.0.1", port))
-    finally:
-        checked(LIBC.setns(HOST, NEW_NET))
-    await asyncio.start_server(serve, sock=listener)
-
-
 def probe(address, port):
     """Send one datagram, as a resolver's client would."""
-    checked(LIBC.setns(INSIDE, NEW_NET))
-    try:
+    with inside(INSIDE):
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"?", (address, port))
-    finally:
-        checked(LIBC.setns(HOST, NEW_NET))
 
 
 def flows():
@@ -156,22 +96,18 @@ def flows():
     return json.dumps({"flows": seen, "dropped": dropped})
 
 
+async def act(command, *words):
+    if command == "forward":
+        await forward(INSIDE, int(words[0]))
+    elif command == "probe":
+        probe(words[0], int(words[1]))
+    elif command == "flows":
+        return flows()
+
+
 async def main():
-    loop = asyncio.get_running_loop()
-    loop.add_reader(TAP, capture)
-    commands = asyncio.StreamReader()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)
-    print(HOLDER.pid, flush=True)
-    while line := (await commands.readline()).decode().split():
-        answer = "ok"
-        if line[0] == "forward":
-            await forward(int(line[1]))
-        elif line[0] == "probe":
-            probe(line[1], int(line[2]))
-        elif line[0] == "flows":
-            answer = flows()
-        print(answer, flush=True)
-    HOLDER.stdin.close()
+    asyncio.get_running_loop().add_reader(TAP, capture)
+    await obey([HOLDER], act)
 
 
 asyncio.run(main())
