@@ -140,8 +140,11 @@ pub(crate) async fn streams_go_both_ways_and_both_ends_agree_on_the_binding(grou
 
 pub(crate) async fn long_frames_pass_in_both_directions_at_once(ground: &dyn Ground) {
     let (one, mut two) = pair(ground).await;
-    let near = one.dial(&two).await;
-    let far = two.accept().await;
+    swap_long_frames(one.dial(&two).await, two.accept().await).await;
+}
+
+/// Sends several of the longest frames each way at once.
+pub(crate) async fn swap_long_frames(near: TunnelStream, far: TunnelStream) {
     let frames = pattern(4 * 128 * 1024);
     let send_and_check = async |end: TunnelStream| {
         let (mut read, mut write) = tokio::io::split(end.stream);

@@ -22,6 +22,7 @@ mod freezing;
 #[path = "../hostile/hand.rs"]
 mod hand;
 mod hostile;
+mod hosts;
 mod introducer;
 #[path = "../hostile/intruder.rs"]
 mod intruder;

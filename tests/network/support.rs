@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use parking_lot::{Condvar, Mutex};
 use rustbalance::stream::BoxStream;
 use rustbalance::tor::arti::{ArtiConfig, ArtiEngine};
@@ -26,6 +26,9 @@ pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_rustbalance");
 
 /// Most clusters at the same time: with more, the load on the machine distorts measurements.
 const TURNS: usize = 3;
+/// Time limit for a change of the route. A route that was lost must answer several probes before it
+/// is used again.
+const ROUTE_LIMIT: Duration = Duration::from_secs(90);
 /// Time limit for Arti to become ready to build circuits.
 const READY_LIMIT: Duration = Duration::from_secs(180);
 /// Most attempts of an operation that needs a circuit.
@@ -344,6 +347,19 @@ pub(crate) fn check_directories(
         }
     }
     Ok(held)
+}
+
+/// Waits until both nodes reach each other over this route.
+pub(crate) fn linked_over(cluster: &Cluster<'_>, nodes: &[Arc<Node>], route: &str) -> Result<()> {
+    let [one, two] = nodes else { bail!("not two nodes") };
+    cluster.wait_until(&format!("both nodes reach each other over {route}"), ROUTE_LIMIT, || {
+        for (node, other) in [(one, two), (two, one)] {
+            let (status, other) = (node.status()?, other.status()?.node);
+            let link = status.links.iter().find(|link| link.peer == other && link.carries);
+            ensure!(link.is_some_and(|link| link.route == route), "{}: {:?}", node.name(), status.wireguard);
+        }
+        Ok(())
+    })
 }
 
 /// The median of the durations, which must not be empty.

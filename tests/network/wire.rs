@@ -9,13 +9,10 @@ use anyhow::{Result, ensure};
 use rustbalance_testnet::cluster::{Cluster, Node};
 use rustbalance_testnet::namespace::{Flow, Namespace};
 
-use crate::support::{BINARY, ClusterPermit, Progress, all_served, network};
+use crate::support::{BINARY, ClusterPermit, Progress, all_served, linked_over, network};
 
 /// Time limit of a command.
 const COMMAND_LIMIT: Duration = Duration::from_secs(30);
-/// Time limit for a change of the route. A route that was lost must answer several probes before it
-/// is used again.
-const ROUTE_LIMIT: Duration = Duration::from_secs(90);
 /// A DNS resolver at an address reserved for documentation (RFC 5737).
 const RESOLVER: (&str, u16) = ("198.51.100.53", 53);
 
@@ -55,17 +52,7 @@ fn in_namespace(
 fn run_with_wireguard(progress: &mut Progress, cluster: &Cluster<'_>, namespace: &Namespace) -> Result<()> {
     let nodes = cluster.grow(&["alpha", "beta"], &["publisher", "worker"])?;
     progress.report(format_args!("two nodes are published; the second has joined over Tor"));
-    let linked_over = |route: &str| {
-        cluster.wait_until(&format!("both nodes reach each other over {route}"), ROUTE_LIMIT, || {
-            for (node, other) in [(&nodes[0], &nodes[1]), (&nodes[1], &nodes[0])] {
-                let (status, other) = (node.status()?, other.status()?.node);
-                let link = status.links.iter().find(|link| link.peer == other && link.carries);
-                ensure!(link.is_some_and(|link| link.route == route), "{}: {:?}", node.name(), status.wireguard);
-            }
-            Ok(())
-        })
-    };
-    linked_over("wireguard")?;
+    linked_over(cluster, &nodes, "wireguard")?;
     progress.report(format_args!("gossip goes over WireGuard"));
     let transcript = std::fs::read_to_string(&nodes[1].output_files()[1])?;
     ensure!(transcript.contains("the other members learn this node's IP addresses"), "join does not say what it costs");
@@ -88,11 +75,11 @@ fn run_with_wireguard(progress: &mut Progress, cluster: &Cluster<'_>, namespace:
     progress.report(format_args!("of {through} packets in the tunnel, all are from and to the one port of each node"));
 
     nodes[1].command(&["wireguard", "off"], "", COMMAND_LIMIT)?.ok("wireguard off")?;
-    linked_over("tor")?;
+    linked_over(cluster, &nodes, "tor")?;
     let udp = namespace.listeners()?.into_iter().filter(|listener| listener.starts_with("udp")).collect::<Vec<_>>();
     ensure!(udp == [listening(TUNNEL_ENDS[0].1)], "after `wireguard off` the nodes have the UDP sockets {udp:?}");
     nodes[1].command(&["wireguard", "on"], "", COMMAND_LIMIT)?.ok("wireguard on")?;
-    linked_over("wireguard")?;
+    linked_over(cluster, &nodes, "wireguard")?;
     progress.report(format_args!("switched off it closes its port, and switched on again it carries gossip"));
     Ok(())
 }

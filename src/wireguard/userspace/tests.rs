@@ -9,6 +9,7 @@ use super::*;
 use crate::wireguard::conformance::{Ground, Started, engine_conformance};
 
 mod hostile;
+mod hosts;
 mod lab;
 mod machine;
 pub(crate) mod memory;
