@@ -7,8 +7,9 @@
 #                           [--threads N,...]
 #       processor time for bytes and requests, memory for circuits, compared with a C tor onion
 #       service in the same run; with --threads, a node for each number of threads
-#   ./scripts/bench.sh idle [--nodes N]
-#       processor time, memory and traffic of N nodes without clients
+#   ./scripts/bench.sh idle [--nodes N] [--scrape SECONDS]
+#       processor time, memory and traffic of N nodes without clients; with --scrape again while the
+#       metrics of each are read at this interval
 #   ./scripts/bench.sh steady [--minutes N]
 #       memory of three nodes while clients come and go
 #   ./scripts/bench.sh cgo [--rounds N (10)]

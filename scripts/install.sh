@@ -2,7 +2,7 @@
 # Installs on Debian what building and testing need: a C compiler; C tor, curl, python3-stem and
 # iproute2 for the private test network; systemd-analyze, which checks the unit and starts nothing.
 # `install.sh tests` also installs Mesa's software Vulkan, on which the search of `vanity --gpu` is
-# tested, and `install.sh fuzz` a C++ compiler. The script is silent and quick if nothing is
+# tested, and Prometheus, which judges the metrics; `install.sh fuzz` installs a C++ compiler. The script is silent and quick if nothing is
 # missing. Rust itself comes from https://rustup.rs.
 set -eu
 
@@ -43,6 +43,7 @@ need iproute2 has ip
 need tor has tor
 need tor has tor-gencert
 [ "${1:-}" != tests ] || need mesa-vulkan-drivers has_software_vulkan
+[ "${1:-}" != tests ] || need prometheus has promtool
 [ "${1:-}" != fuzz ] || need g++ has g++
 
 if [ -n "$missing" ]; then
@@ -59,8 +60,9 @@ if [ -n "$missing" ]; then
         as_root=sudo
     fi
     log=$(mktemp)
-    # Debian's tor package would start a system service, but only the program is needed. policy-rc.d
-    # forbids starting services while packages are installed. An existing policy stays.
+    # Debian's packages of tor and prometheus would start system services, but only the programs are
+    # needed. policy-rc.d forbids starting services while packages are installed. An existing policy
+    # stays.
     policy=/usr/sbin/policy-rc.d
     ours=
     clean_up() {
@@ -98,14 +100,16 @@ if [ -n "$missing" ]; then
         echo "install.sh: apt-get could not install:$missing" >&2
         exit 1
     fi
-    # The policy has kept tor from starting now; this keeps it from starting at the next boot.
-    case "$missing" in
-    *" tor"*)
-        if command -v systemctl >/dev/null 2>&1; then
-            $as_root systemctl disable tor.service >/dev/null 2>&1 || :
-        fi
-        ;;
-    esac
+    # The policy has kept them from starting now; this keeps them from starting at the next boot.
+    for service in tor prometheus; do
+        case "$missing " in
+        *" $service "*)
+            if command -v systemctl >/dev/null 2>&1; then
+                $as_root systemctl disable "$service.service" >/dev/null 2>&1 || :
+            fi
+            ;;
+        esac
+    done
 fi
 
 if ! command -v cargo >/dev/null 2>&1; then

@@ -3,16 +3,25 @@
 //! Code that counts holds a [`Counters`] and names a [`Counter`] where the event happens. To add a
 //! counter, add a variant with its doc comment here (the variant gives the name in `status`, the
 //! comment the help text), a row in the table "What is counted" of `docs/THREATS.md` (a test
-//! compares the two), and the code that counts. `status` shows all counters.
+//! compares the two), and the code that counts. `status` and the metrics show all counters.
+//!
+//! What is counted for each onion address and port is in [`ServiceCounters`].
 
+use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
+use rustbalance_gossip::id::ServiceId;
 use strum::{EnumCount, EnumIter, EnumMessage, EnumProperty, EnumString, IntoEnumIterator, IntoStaticStr};
 
-/// A number that a node counts from its start. Counters under `refused` in `status` count what was
-/// refused, dropped or closed, and messages of this node that were not sent.
+pub use service::{Histogram, HistogramValues, OpenRendezvous, PortCounters, ServiceCounters, add_one};
+
+mod service;
+
+/// A number that a node counts from its start: what was refused, dropped or closed, and messages of
+/// this node that were not sent. `status` has it under `refused`.
 #[derive(
     Debug,
     Clone,
@@ -30,19 +39,6 @@ use strum::{EnumCount, EnumIter, EnumMessage, EnumProperty, EnumString, IntoEnum
 )]
 #[strum(serialize_all = "snake_case")]
 pub enum Counter {
-    /// Client streams open now.
-    #[strum(props(status = "traffic", gauge = true, metric = "rustbalance_streams_open"))]
-    StreamsOpen,
-    /// Client streams accepted.
-    #[strum(props(status = "traffic", metric = "rustbalance_streams_accepted_total"))]
-    StreamsTotal,
-    /// Bytes from clients that were delivered to targets.
-    #[strum(props(status = "traffic", metric = "tor_hs_app_write_bytes_total"))]
-    BytesFromClients,
-    /// Bytes from targets that were delivered to clients.
-    #[strum(props(status = "traffic", metric = "tor_hs_app_read_bytes_total"))]
-    BytesToClients,
-
     /// Client streams for a virtual port without a target.
     StreamsUnknownPort,
     /// Client streams refused because all allowed ones were open and none could be closed.
@@ -64,10 +60,10 @@ pub enum Counter {
     /// Client circuits closed to make room for others.
     CircuitsEvicted,
     /// Introductions refused as replays.
-    #[strum(props(metric = "tor_hs_intro_rejected_intro_req_count", reason = "replay"))]
+    #[strum(props(per_service = true))]
     IntroductionsReplayed,
     /// Introductions that cannot be read.
-    #[strum(props(metric = "tor_hs_intro_rejected_intro_req_count", reason = "invalid_introduce2"))]
+    #[strum(props(per_service = true))]
     IntroductionsMalformed,
     /// Introductions dropped because a queue or all places for circuits were full.
     IntroductionsOverLimit,
@@ -220,11 +216,6 @@ impl Counter {
         Self::iter()
     }
 
-    /// The counters under `refused` in `status`.
-    pub fn refusals() -> impl Iterator<Item = Self> {
-        Self::iter().filter(|counter| counter.get_str("status").is_none())
-    }
-
     /// The counter with this name in `status`; `None` if there is none.
     pub fn named(name: &str) -> Option<Self> {
         Self::from_str(name).ok()
@@ -240,42 +231,38 @@ impl Counter {
         self.get_documentation().unwrap_or_default()
     }
 
-    /// True if it can fall.
-    pub fn is_gauge(self) -> bool {
-        self.get_bool("gauge").unwrap_or_default()
-    }
-
-    /// Its Prometheus name, in base units: C tor's name if the meaning is the same.
-    pub fn metric(self) -> String {
-        self.get_str("metric").map_or_else(|| format!("rustbalance_{}_total", self.name()), str::to_owned)
-    }
-
-    /// The value of its label `reason`, if its metric has one.
-    pub fn reason(self) -> Option<&'static str> {
-        self.get_str("reason")
+    /// Its Prometheus name; `None` for the sum of a count that the metrics have for each service.
+    pub fn metric(self) -> Option<String> {
+        let per_service = self.get_bool("per_service").unwrap_or_default();
+        (!per_service).then(|| format!("rustbalance_{}_total", self.name()))
     }
 }
 
 /// The values of all counters; a clone is a second handle on the same.
-#[derive(Debug, Clone)]
-pub struct Counters(Arc<[AtomicU64; Counter::COUNT]>);
+#[derive(Debug, Clone, Default)]
+pub struct Counters(Arc<Values>);
 
-impl Default for Counters {
+#[derive(Debug)]
+struct Values {
+    cells: [AtomicU64; Counter::COUNT],
+    services: Mutex<BTreeMap<ServiceId, Arc<ServiceCounters>>>,
+}
+
+impl Default for Values {
     fn default() -> Self {
-        Self(Arc::new([const { AtomicU64::new(0) }; Counter::COUNT]))
+        Self { cells: [const { AtomicU64::new(0) }; Counter::COUNT], services: Mutex::default() }
     }
 }
 
 impl Counters {
-    /// The atomic value itself, for code that changes it often.
-    pub fn cell(&self, counter: Counter) -> &AtomicU64 {
+    fn cell(&self, counter: Counter) -> &AtomicU64 {
         // The array has one element per variant.
-        &self.0[counter as usize]
+        &self.0.cells[counter as usize]
     }
 
     /// Adds one.
     pub fn count(&self, counter: Counter) {
-        self.cell(counter).fetch_add(1, Ordering::Relaxed);
+        add_one(self.cell(counter));
     }
 
     /// The current value.
@@ -283,9 +270,19 @@ impl Counters {
         self.cell(counter).load(Ordering::Relaxed)
     }
 
-    /// Overwrites it with a value that another crate counts.
+    /// Overwrites it with a value that is counted elsewhere.
     pub fn set(&self, counter: Counter, value: u64) {
         self.cell(counter).store(value, Ordering::Relaxed);
+    }
+
+    /// The counts of an onion address that this node serves. They stay when it is no longer served.
+    pub fn service(&self, service: ServiceId) -> Arc<ServiceCounters> {
+        Arc::clone(self.0.services.lock().entry(service).or_default())
+    }
+
+    /// The counts of all onion addresses.
+    pub fn services(&self) -> Vec<(ServiceId, Arc<ServiceCounters>)> {
+        self.0.services.lock().iter().map(|(service, counters)| (*service, Arc::clone(counters))).collect()
     }
 }
 
@@ -314,20 +311,16 @@ mod tests {
         let text = include_str!("../docs/THREATS.md");
         let section = text.split("\n## What is counted\n").nth(1).unwrap().split("\n## ").next().unwrap();
         let mut documented: Vec<_> = section.lines().filter(|line| line.starts_with("| `")).flat_map(named).collect();
-        let mut registered: Vec<_> = Counter::refusals().map(|counter| counter.name().to_owned()).collect();
+        let mut registered: Vec<_> = Counter::all().map(|counter| counter.name().to_owned()).collect();
         documented.sort();
         registered.sort();
         assert_eq!(documented, registered);
     }
 
     #[test]
-    fn every_counter_has_a_name_of_its_own_and_a_sentence() {
-        let mut metrics = BTreeSet::new();
+    fn every_counter_has_a_name_and_a_sentence() {
         for counter in Counter::all() {
-            assert!(metrics.insert((counter.metric(), counter.reason())), "{}", counter.metric());
             assert!(counter.help().ends_with('.') && !counter.help().contains('\n'), "{counter:?}: {}", counter.help());
-            let is_total = counter.metric().ends_with("_total") || counter.metric().starts_with("tor_hs_");
-            assert_eq!(is_total, !counter.is_gauge(), "{}", counter.metric());
             assert_eq!(Counter::named(counter.name()), Some(counter));
         }
     }

@@ -141,6 +141,7 @@ pub mod keys;
 pub mod link;
 pub mod log;
 mod memory;
+pub mod metrics;
 pub mod node;
 pub mod open_files;
 mod places;

@@ -12,8 +12,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use monitor::{check_metrics, get_tcp, get_unix};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use tempfile::TempDir;
+
+#[path = "fixtures/monitor.rs"]
+mod monitor;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_rustbalance");
 /// Time limit for every expected event, generous because the machine may be busy.
@@ -209,6 +213,44 @@ fn systemd_is_notified_once_the_control_socket_answers_whatever_tor_does() {
     daemon.signal(Signal::TERM);
     while !heard().contains("STOPPING=1") {}
     assert_eq!(daemon.end(), Some(0));
+}
+
+#[test]
+fn monitors_are_answered_on_the_socket_and_on_loopback_while_tor_is_out_of_reach() {
+    let mut daemon = Daemon::founded();
+    // An own loopback address, so that no other process has the port.
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let address = std::net::SocketAddr::from(([127, 99, high, low], 9441));
+    let config = daemon.dir().join("rustbalance.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    for refused in ["0.0.0.0:9441", "192.0.2.1:9441", "[::]:9441"] {
+        fs::write(&config, format!("{text}\n[metrics]\nlisten = \"{refused}\"\n")).unwrap();
+        let output = daemon.command(&["run"]);
+        let why = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(4), "{why}");
+        assert!(why.contains(refused) && why.contains("not a port of a loopback address"), "{why}");
+    }
+    fs::write(&config, format!("{text}\n[metrics]\nlisten = \"{address}\"\n")).unwrap();
+    daemon.start(&[], |_| {});
+    daemon.until_it_can_be_asked();
+    daemon.until("it listens", |_| std::net::TcpStream::connect(address).is_ok());
+    // More connections than are served at once, which say nothing.
+    let silent: Vec<_> = (0..40).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+    let socket = daemon.dir().join("metrics.sock");
+    assert_eq!(fs::metadata(&socket).unwrap().mode() & 0o777, 0o600);
+    let (status, metrics) = get_unix(&socket, "/metrics");
+    assert_eq!(status, 200);
+    check_metrics(&metrics);
+    assert!(metrics.contains("\nrustbalance_tor_ready 0") && metrics.contains("\nrustbalance_ready 0"), "{metrics}");
+    assert_eq!(get_unix(&socket, "/health").0, 200);
+    let (status, why) = get_unix(&socket, "/ready");
+    assert!(status == 503 && why.starts_with("Tor is not ready: "), "{status} {why}");
+    assert!(daemon.command(&["status"]).status.success());
+    drop(silent);
+    assert_eq!(get_tcp(address, "/metrics").0, 200);
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.end(), Some(0));
+    assert!(!socket.exists());
 }
 
 /// A node that the unprivileged user owns, with a copy of the program that this user can run.

@@ -51,6 +51,7 @@ const DAEMON: Floors = &[
     ("control", 3),
     ("wireguard", 3),
     ("config", 4),
+    ("metrics", 4),
     ("node", 5),
     ("cli", 6),
 ];

@@ -9,7 +9,13 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use monitor::promtool;
 use tempfile::TempDir;
+
+// Only a part of it is needed here.
+#[allow(dead_code)]
+#[path = "fixtures/monitor.rs"]
+mod monitor;
 
 fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -71,6 +77,23 @@ fn the_unit_and_its_drop_ins_are_what_systemd_understands() {
     let (_folder, unit) = installed(&[]);
     fs::write(unit.with_extension("service.d").join("wrong.conf"), "[Service]\nProtectTheHome=yes\n").unwrap();
     assert!(String::from_utf8_lossy(&analyze(&["verify", "--man=no"], &unit).stderr).contains("ProtectTheHome"));
+}
+
+#[test]
+fn every_alert_is_raised_by_its_cause_and_none_in_a_cluster_that_is_well() {
+    let folder = repository().join("scripts/monitoring");
+    let (rules, cases) = (folder.join("rules.yml"), folder.join("rules.test.yml"));
+    for arguments in [["check", "rules", rules.to_str().unwrap()], ["test", "rules", cases.to_str().unwrap()]] {
+        let output = promtool(&arguments, "");
+        let said = [&*output.stdout, &*output.stderr].concat();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
+    }
+    let (rules, cases) = (fs::read_to_string(rules).unwrap(), fs::read_to_string(cases).unwrap());
+    for rule in rules.split("- alert: ").skip(1) {
+        let (name, body) = rule.split_once('\n').unwrap();
+        assert!(cases.contains(&format!("alertname=\"{name}\"")), "{name} has no test");
+        assert!(body.contains(" summary: ") && body.contains(" action: "), "{name} does not say what to do");
+    }
 }
 
 #[test]

@@ -420,6 +420,7 @@ mod tests {
             publisher: Some(PublisherStatus { node: "bb".repeat(8), term: 4, me: false }),
             members: vec![member("aa", true), member("bb", false)],
             intro_points: vec![IntroPointStatus {
+                service: "aa".repeat(28),
                 relay: "$AB".into(),
                 session_key: "00".into(),
                 age_seconds: 60,
@@ -439,7 +440,13 @@ mod tests {
                 }],
                 intro_points: vec![point("aa"), point("bb")],
             }),
-            ports: vec![PortStatus { port: 80, target: "127.0.0.1:8080".into(), healthy: true, error: None }],
+            ports: vec![PortStatus {
+                service: "aa".repeat(28),
+                port: 80,
+                target: "127.0.0.1:8080".into(),
+                healthy: true,
+                error: None,
+            }],
             traffic: TrafficStatus {
                 streams_open: 2,
                 streams_total: 40,

@@ -224,6 +224,24 @@ impl Value for Target {
     }
 }
 
+/// An address with a port.
+impl Value for SocketAddr {
+    type Allowed = RangeFull;
+
+    fn read(value: &DeValue<'_>, _allowed: &RangeFull) -> Result<Self, Refused> {
+        let address = value.as_str().and_then(|text| text.parse().ok());
+        address.ok_or_else(|| Refused::Instead("an address with a port in quotes, as in \"127.0.0.1:9441\"".into()))
+    }
+
+    fn show(&self) -> String {
+        quoted(&self.to_string())
+    }
+
+    fn allowed(_allowed: &RangeFull) -> Option<String> {
+        None
+    }
+}
+
 /// Socket addresses: a list, or a single one without brackets. An address without a port has
 /// [`WIREGUARD_PORT`].
 impl Value for Vec<SocketAddr> {

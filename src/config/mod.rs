@@ -126,6 +126,8 @@ pub struct Config {
     pub gossip: GossipConfig,
     /// `[wireguard]`: the faster route between members.
     pub wireguard: WireguardConfig,
+    /// `[metrics]`: where monitors ask this node.
+    pub metrics: MetricsConfig,
     /// Arti's settings as TOML text; empty for its defaults.
     pub arti: String,
     /// The file that `arti_config` names and from which `arti` was read; `None` without that key.
@@ -199,6 +201,14 @@ pub struct WireguardConfig {
     pub endpoints: Option<Vec<SocketAddr>>,
     /// What carries the packets.
     pub device: WireguardDevice,
+}
+
+/// `[metrics]`: where monitors ask this node, in addition to the Unix socket in the state
+/// directory.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct MetricsConfig {
+    /// A loopback address. `None`: the Unix socket alone.
+    pub listen: Option<SocketAddr>,
 }
 
 /// What carries WireGuard's packets.

@@ -12,8 +12,8 @@ use rustbalance_gossip::id::ServiceId;
 
 use super::keys::{Effect, KeyVisitor, duration};
 use super::{
-    ARTI_FILE_NAME, ClusterConfig, Config, FurtherPorts, GossipConfig, NodeConfig, WIREGUARD_PORT, WireguardConfig,
-    check_virtual_port,
+    ARTI_FILE_NAME, ClusterConfig, Config, FurtherPorts, GossipConfig, MetricsConfig, NodeConfig, WIREGUARD_PORT,
+    WireguardConfig, check_virtual_port,
 };
 use crate::frame;
 use crate::health::HealthSettings;
@@ -37,6 +37,7 @@ pub(super) fn walk<K: KeyVisitor>(keys: &mut K, config: &mut Config) {
     joins(keys, &mut config.joins);
     gossip(keys, &mut config.gossip);
     wireguard(keys, &mut config.wireguard);
+    metrics(keys, &mut config.metrics);
 }
 
 /// Keys that had another name: table, former name, name. The reader takes the former one too, with
@@ -392,4 +393,21 @@ fn wireguard(keys: &mut impl KeyVisitor, it: &mut WireguardConfig) {
     let meaning =
         "What carries the packets: \"userspace\", the daemon itself, without privileges or a network interface.";
     keys.key("device", .., &mut it.device, meaning);
+}
+
+fn metrics(keys: &mut impl KeyVisitor, it: &mut MetricsConfig) {
+    let meaning = "What Prometheus and other monitors read. The socket metrics.sock in the state directory always answers \
+                   /metrics, /health and /ready over HTTP.";
+    keys.table("metrics", Effect::Restart, meaning);
+    let meaning =
+        "A loopback address with a port that answers the same. Every user and program of this host can ask there.";
+    keys.optional("listen", .., &mut it.listen, SocketAddr::from(([127, 0, 0, 1], 9441)), meaning);
+    keys.require("listen", it.listen.is_none_or(|address| address.ip().is_loopback() && address.port() != 0), || {
+        let address = it.listen.map(|address| address.to_string()).unwrap_or_default();
+        format!(
+            "{address} is not a port of a loopback address: metrics tell about clients and members, so other hosts must not \
+             reach them; write \"127.0.0.1:9441\" or \"[::1]:9441\", and let a monitor elsewhere come through a tunnel such \
+             as SSH"
+        )
+    });
 }

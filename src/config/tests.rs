@@ -69,6 +69,7 @@ fn the_comments_of_the_first_file_are_the_defaults() {
         ..WireguardConfig::default()
     };
     assert_eq!(std::mem::take(&mut config.wireguard), example);
+    assert_eq!(config.metrics.listen.take(), Some(([127, 0, 0, 1], 9441).into()));
     assert_eq!(Ok(config), parse(&text));
     assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
 }
@@ -228,6 +229,19 @@ fn a_wrong_value_is_named_with_the_allowed_ones() {
     insta::assert_snapshot!(refused("[[port]]\nvirtual = 7441\ntarget = \"[::1]:80\""), @r#"line 2, column 1: "virtual" in [[port]]: 7440 and 7441 are used by the nodes themselves: choose another"#);
     insta::assert_snapshot!(refused("[[port]]\nvirtual = 81"), @r#"line 1, column 1: "target" in [[port]]: is missing: where do the streams of this port go, as in "127.0.0.1:8080"?"#);
     insta::assert_snapshot!(parse("[node]\nweight = 2").unwrap_err(), @r#""port" in the top level: no port is configured: add [[port]] with "virtual" and "target""#);
+}
+
+#[test]
+fn monitors_are_answered_on_loopback_alone() {
+    for text in ["127.0.0.1:9441", "127.9.9.9:1", "[::1]:9441"] {
+        let config = parse(&format!("{PORT}[metrics]\nlisten = \"{text}\"\n")).unwrap();
+        assert_eq!(config.metrics.listen.map(|address| address.to_string()).as_deref(), Some(text));
+    }
+    for text in ["0.0.0.0:9441", "192.0.2.1:9441", "[::]:9441", "[::ffff:127.0.0.1]:9441", "127.0.0.1:0"] {
+        let error = refused(&format!("[metrics]\nlisten = \"{text}\""));
+        assert!(error.contains("\"listen\" in [metrics]") && error.contains("not a port of a loopback"), "{error}");
+    }
+    insta::assert_snapshot!(refused("[metrics]\nlisten = \"localhost:9441\""), @r#"line 2, column 10: "listen" in [metrics] cannot be "localhost:9441": write an address with a port in quotes, as in "127.0.0.1:9441""#);
 }
 
 #[test]

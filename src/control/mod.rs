@@ -18,7 +18,7 @@ use crate::typed;
 
 pub use client::call;
 pub use invitation::{InvitationPrefix, InvitationPrefixError};
-pub use server::{Handler, bind, serve};
+pub use server::{Handler, bind, bind_socket, serve};
 pub use status::{
     AlarmStatus, Bootstrap, IntroPointStatus, InvitationState, InvitationStatus, LinkStatus, MemberStatus,
     OtherPublisherStatus, PortStatus, PublicationStatus, PublishedPeriodStatus, PublishedPointStatus, PublisherStatus,
@@ -61,9 +61,9 @@ pub enum ControlError {
     #[error("may not talk to the daemon on {}: run this as the user the daemon runs as, or as root", .0.display())]
     NotAllowed(PathBuf),
     /// Any other failure of the socket.
-    #[error("cannot {action} the control socket {}", path.display())]
+    #[error("cannot {action} the socket {}", path.display())]
     Io {
-        /// The operation, as in "cannot connect to the control socket".
+        /// The operation, as in "cannot connect to the socket".
         action: &'static str,
         /// The path of the socket.
         path: PathBuf,
@@ -262,12 +262,20 @@ impl Response {
     }
 }
 
-/// The path of the socket in the state directory `dir`.
+/// The path of the control socket in the state directory `dir`.
 ///
 /// # Errors
 /// [`ControlError::PathTooLong`] if it does not fit into a socket's address.
 pub fn socket_path(dir: &Path) -> Result<PathBuf, ControlError> {
-    let path = dir.join(SOCKET_NAME);
+    path_of(dir, SOCKET_NAME)
+}
+
+/// The path of the Unix socket `name` in the state directory `dir`.
+///
+/// # Errors
+/// [`ControlError::PathTooLong`] if it does not fit into a socket's address.
+fn path_of(dir: &Path, name: &str) -> Result<PathBuf, ControlError> {
+    let path = dir.join(name);
     match path.as_os_str().len() <= crate::proxy::MAX_UNIX_PATH {
         true => Ok(path),
         false => Err(ControlError::PathTooLong(path)),

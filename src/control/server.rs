@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 use zeroize::Zeroizing;
 
-use super::{ControlError, LINE_LIMIT, LINE_ROOM, MAX_REQUEST, Request, Response, read_line, socket_path};
+use super::{ControlError, LINE_LIMIT, LINE_ROOM, MAX_REQUEST, Request, Response, SOCKET_NAME, path_of, read_line};
 
 /// Callers served at once; further ones wait in the socket's own queue.
 const CALLERS: usize = 16;
@@ -35,12 +35,23 @@ pub trait Handler: Send + Sync + 'static {
     async fn handle(&self, request: Request) -> Response;
 }
 
-/// Listens in the state directory `dir`.
+/// Listens on the control socket in the state directory `dir`.
+///
+/// # Errors
+/// See [`bind_socket`].
+pub fn bind(dir: &Path) -> Result<UnixListener, ControlError> {
+    bind_socket(dir, SOCKET_NAME)
+}
+
+/// Listens on the Unix socket `name` in the state directory `dir`. Its mode keeps other users out.
 ///
 /// The caller holds the lock of the directory, so a socket found there is left over from a daemon
 /// that is gone. A socket that still answers is left alone all the same.
-pub fn bind(dir: &Path) -> Result<UnixListener, ControlError> {
-    let path = socket_path(dir)?;
+///
+/// # Errors
+/// The path is too long, a socket there answers, or the system refuses.
+pub fn bind_socket(dir: &Path, name: &str) -> Result<UnixListener, ControlError> {
+    let path = path_of(dir, name)?;
     let failed = |action| {
         let path = path.clone();
         move |source| ControlError::Io { action, path, source }

@@ -72,6 +72,20 @@ pub struct Status {
     pub wireguard: WireguardStatus,
 }
 
+impl Status {
+    /// Why this node does not serve new clients now, in a sentence for the operator; `None` if it
+    /// does.
+    pub fn unready(&self) -> Option<String> {
+        let published = self.members.iter().any(|member| member.me && member.published > 0);
+        match self.phase {
+            _ if !self.tor.ready => Some(format!("Tor is not ready: {}", self.tor.message)),
+            Condition::Healthy if published => None,
+            Condition::Healthy => Some("this node's introduction points are not published yet".into()),
+            phase => Some(format!("this node is {phase}: see `rustbalance status`")),
+        }
+    }
+}
+
 /// The progress of the connection to Tor.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Bootstrap {
@@ -130,6 +144,9 @@ pub struct MemberStatus {
 /// One of this node's introduction points.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IntroPointStatus {
+    /// The address whose clients it brings; empty in the answer of an older daemon.
+    #[serde(default)]
+    pub service: String,
     /// The relay, as `$FINGERPRINT`.
     pub relay: String,
     /// `KP_hs_ipt_sid`, in hexadecimal.
@@ -202,6 +219,9 @@ pub struct PublishedPointStatus {
 /// A virtual port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortStatus {
+    /// The address that has the port; empty in the answer of an older daemon.
+    #[serde(default)]
+    pub service: String,
     /// The port that clients see.
     pub port: u16,
     /// Where its streams go.

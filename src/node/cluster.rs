@@ -48,8 +48,8 @@ const MEMBERS_HEARD_AFTER: Duration = Duration::from_secs(6);
 /// The cluster's task wakes at least this often.
 const LONGEST_SLEEP: Duration = Duration::from_secs(1);
 
-/// An event, and the sender to notify once it has been handled.
-type Message = (Event, Option<oneshot::Sender<()>>);
+/// An event if there is one, and the sender to notify once it has been handled.
+type Message = (Option<Event>, Option<oneshot::Sender<()>>);
 
 /// The handle of the cluster's task. Cheap to clone.
 #[derive(Clone)]
@@ -109,7 +109,7 @@ impl Cluster {
     /// # Errors
     /// The cluster's task has ended.
     pub async fn send_event(&self, event: Event) -> Result<(), Stopping> {
-        self.messages.send((event, None)).await.map_err(|_| Stopping)
+        self.messages.send((Some(event), None)).await.map_err(|_| Stopping)
     }
 
     /// Queues an event and waits until it has been handled: later calls of [`Cluster::look`] see
@@ -118,6 +118,18 @@ impl Cluster {
     /// # Errors
     /// The cluster's task has ended.
     pub async fn send_event_and_wait(&self, event: Event) -> Result<(), Stopping> {
+        self.send_and_wait(Some(event)).await
+    }
+
+    /// Waits until everything that was queued before has been handled: the task is alive.
+    ///
+    /// # Errors
+    /// The cluster's task has ended.
+    pub async fn ping(&self) -> Result<(), Stopping> {
+        self.send_and_wait(None).await
+    }
+
+    async fn send_and_wait(&self, event: Option<Event>) -> Result<(), Stopping> {
         let (done, dealt_with) = oneshot::channel();
         self.messages.send((event, Some(done))).await.map_err(|_| Stopping)?;
         dealt_with.await.map_err(|_| Stopping)
@@ -320,7 +332,7 @@ impl Shell<Shared> for ClusterShell {
         match input {
             Input::Message((event, done)) => {
                 self.waiting.extend(done);
-                vec![event]
+                event.into_iter().collect()
             }
             Input::Record(update) => vec![record(update)],
             Input::Facts(facts) => facts.into_iter().map(record).collect(),

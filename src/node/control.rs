@@ -40,7 +40,6 @@ pub(super) struct RunningParts {
     pub(super) links: Arc<Links>,
     pub(super) services: watch::Receiver<ServiceViews>,
     pub(super) discovery: watch::Receiver<Option<Arc<Discovery>>>,
-    pub(super) counters: Counters,
     /// Says how many circuits of clients there are.
     pub(super) engine: Arc<dyn Engine>,
     /// The bounds on these circuits.
@@ -60,6 +59,7 @@ pub(super) struct Daemon {
     pub(super) started: Instant,
     pub(super) bootstrap: watch::Receiver<tor::Bootstrap>,
     pub(super) files: OpenFiles,
+    pub(super) counters: Counters,
     pub(super) running: OnceLock<RunningParts>,
     /// Cancelling it stops the daemon.
     pub(super) leave: CancellationToken,
@@ -168,7 +168,7 @@ impl Daemon {
         }
     }
 
-    fn status(&self) -> Status {
+    pub(super) fn status(&self) -> Status {
         let bootstrap = self.bootstrap.borrow().clone();
         let mut status = Status {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -198,7 +198,7 @@ impl Daemon {
             wireguard: WireguardStatus::default(),
         };
         if let Some(running) = self.running.get() {
-            running.fill(&mut status);
+            running.fill(&self.counters, &mut status);
         }
         status.usage.memory_bytes = memory::resident();
         status.usage.waiting_bytes_allowed = memory::quota();
@@ -207,7 +207,7 @@ impl Daemon {
 }
 
 impl RunningParts {
-    fn fill(&self, status: &mut Status) {
+    fn fill(&self, counters: &Counters, status: &mut Status) {
         let part = self.cluster.look(status::cluster_part);
         status.publisher = part.publisher;
         status.members = part.members;
@@ -217,13 +217,13 @@ impl RunningParts {
         status.phase = part.phase;
         status.isolated = part.isolated;
         status.discovery_generation = self.discovery.borrow().as_ref().map_or(0, |newest| newest.key.generation);
-        for service in self.services.borrow().values() {
-            status.intro_points.extend(status::intro_points(&service.points.borrow(), unix_now()));
+        for (id, service) in &*self.services.borrow() {
+            status.intro_points.extend(status::intro_points(*id, &service.points.borrow(), unix_now()));
             if status.other_publisher.is_none() {
                 status.other_publisher = service.other_publisher.borrow().as_ref().and_then(status::other_publisher);
             }
             status.stand_ins.extend(status::stand_ins(&service.stand_ins.borrow()));
-            let ports = service.health.as_ref().map(|health| status::ports(&health.ports()));
+            let ports = service.health.as_ref().map(|health| status::ports(*id, &health.ports()));
             status.ports.extend(ports.unwrap_or_default());
         }
         let links = self.links.status();
@@ -236,10 +236,10 @@ impl RunningParts {
         };
         status.wireguard = wireguard_status::status(&self.wireguard, &self.cluster.look(others), &links);
         status.links = links.into_iter().map(link_status).collect();
-        status::collect(&self.counters, &part.refused, (self.gossip)());
-        status.traffic = status::traffic(&self.counters);
+        status::collect(counters, &part.refused, (self.gossip)());
+        status.traffic = status::traffic(counters);
         status.usage = status::usage(self.engine.client_circuits(), self.limits.circuits(), self.proxy.most_streams());
-        status.refused = status::refused(&self.counters);
+        status.refused = status::refused(counters);
     }
 }
 

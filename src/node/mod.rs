@@ -21,6 +21,7 @@ use tracing::{info, warn};
 
 use crate::config::{Config, ConfigError, LiveConfig};
 use crate::control::ControlError;
+use crate::counters::Counters;
 use crate::open_files::OpenFiles;
 use crate::store::{Store, StoreError};
 use crate::systemd;
@@ -40,6 +41,7 @@ mod disk;
 mod invitations;
 mod known;
 mod mesh_part;
+mod metrics;
 mod own_service;
 mod parts;
 mod preflight;
@@ -145,6 +147,7 @@ pub async fn run_on(
         started: Instant::now(),
         bootstrap: engine.bootstrap(),
         files,
+        counters: Counters::default(),
         running: OnceLock::new(),
         leave: stop.clone(),
     });
@@ -154,6 +157,7 @@ pub async fn run_on(
         crate::control::serve(socket, answering, closing).await;
         Ok(())
     });
+    metrics::start(&daemon, live.at_start().metrics.listen, &mut parts)?;
     // From here on `status` is answered. Connecting to Tor may take minutes, or never end on a
     // censored host: neither `systemctl start` nor the boot of the machine may wait for it.
     systemd::ready();

@@ -19,7 +19,6 @@ use super::service_unit::{PublisherSecrets, ServiceContext, UNIT_STOPS};
 use super::service_units::ServiceUnits;
 use super::supervisor::{PartResult, Supervisor};
 use crate::config::{Config, LiveConfig};
-use crate::counters::Counters;
 use crate::join::Publisher as Admitting;
 use crate::memory;
 use crate::proxy::{PortTarget, Proxy};
@@ -37,7 +36,7 @@ pub(super) async fn start(
     daemon: &Daemon,
     parts: &mut Supervisor,
 ) -> Result<(), NodeError> {
-    let (config, counters) = (live.at_start(), Counters::default());
+    let (config, counters) = (live.at_start(), daemon.counters.clone());
     parts.spawn("connection to Tor", end_of_tor(engine.bootstrap()));
     let secrets = PublisherSecrets::of(store.cluster().first_service(), &store)?;
     let authority = secrets.as_ref().map(|secrets| &secrets.authority);
@@ -68,7 +67,7 @@ pub(super) async fn start(
     }
     let refused = RefusedCounts::of_clients(counters.clone());
     let limits = Arc::new(ServiceGuard::new(live.service(), circuits, refused));
-    let proxy = Proxy::new(Vec::new(), live.proxy(), daemon.files.room(), counters.clone());
+    let proxy = Proxy::new(live.proxy(), daemon.files.room(), counters.clone());
     let context = ServiceContext {
         engine: Arc::clone(&engine),
         store: Arc::clone(&store),
@@ -93,19 +92,8 @@ pub(super) async fn start(
         Ok(())
     });
     // The cell is set once: a daemon starts its parts once.
-    let running = RunningParts {
-        cluster,
-        links,
-        services,
-        discovery,
-        counters,
-        engine,
-        limits,
-        proxy,
-        gossip,
-        alarms,
-        wireguard,
-    };
+    let running =
+        RunningParts { cluster, links, services, discovery, engine, limits, proxy, gossip, alarms, wireguard };
     let _ = daemon.running.set(running);
     Ok(())
 }

@@ -131,7 +131,8 @@ impl ServiceUnit {
             true => Supervisor::default(),
             false => Supervisor::in_span(info_span!("service", address = service.short())),
         };
-        let starting = Starting { service, context, parts: &mut parts };
+        let limits = Arc::new(context.limits.of_service(service));
+        let starting = Starting { service, context, limits, parts: &mut parts };
         let view = starting.start(targets, wanted, secrets)?;
         Ok(Self { parts, view })
     }
@@ -159,6 +160,8 @@ impl ServiceUnit {
 struct Starting<'a> {
     service: ServiceId,
     context: &'a ServiceContext,
+    /// The bounds on clients' circuits, which count what happens for this service.
+    limits: Arc<ServiceGuard>,
     parts: &'a mut Supervisor,
 }
 
@@ -254,7 +257,7 @@ impl Starting<'_> {
             engine: Arc::clone(&self.context.engine),
             service: self.service,
             store: Arc::new(StoredIntroPoints::new(Arc::clone(&self.context.store), self.service)?),
-            limits: Arc::clone(&self.context.limits),
+            limits: Arc::clone(&self.limits),
             streams,
             points: self.context.points,
             wanted,
@@ -280,7 +283,7 @@ impl Starting<'_> {
             engine: Arc::clone(&self.context.engine),
             service: self.service,
             authority,
-            limits: Arc::clone(&self.context.limits),
+            limits: Arc::clone(&self.limits),
             streams,
             wanted,
             status,
@@ -294,9 +297,9 @@ impl Starting<'_> {
         // Joiners dial the cluster's first service.
         let is_first = self.service == self.context.store.cluster().first_service();
         let join_port = self.context.join_port.clone().filter(|_| is_first);
-        let sorted = sort_streams(incoming, to_proxy, join_port, Arc::clone(&self.context.limits));
+        let sorted = sort_streams(incoming, to_proxy, join_port, Arc::clone(&self.limits));
         self.parts.spawn("client streams", sorted);
-        let proxy = self.context.proxy.with_ports(targets);
+        let proxy = self.context.proxy.with_ports(self.service, targets);
         self.parts.start("proxy", GRACE + STOP_LIMIT, |stop| async move {
             proxy.run(clients, stop, GRACE).await;
             Ok(())

@@ -1,10 +1,11 @@
 //! Gathers what `status` shows from the parts of the node.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustbalance_gossip::coordinator::{Coordinator, Isolated, Leadership};
-use rustbalance_gossip::id::NodeId;
+use rustbalance_gossip::id::{NodeId, ServiceId};
 use rustbalance_gossip::record::Invitation;
 use rustbalance_gossip::source::Source;
 use rustbalance_gossip::time::Now;
@@ -18,7 +19,7 @@ use crate::control::{
     PublicationStatus, PublishedPeriodStatus, PublishedPointStatus, PublisherStatus, StandInStatus, TrafficStatus,
     UsageStatus,
 };
-use crate::counters::{Counter, Counters};
+use crate::counters::{Counter, Counters, PortCounters, ServiceCounters};
 use crate::health::PortHealth;
 use crate::publish::task::OtherPublisherSeen;
 use crate::tor::{CircuitBounds, CircuitCounts};
@@ -128,8 +129,9 @@ fn invitation_status(invitation: &Invitation, unix: u64) -> InvitationStatus {
 }
 
 /// This node's own introduction points.
-pub(super) fn intro_points(points: &[PointStatus], unix: u64) -> Vec<IntroPointStatus> {
+pub(super) fn intro_points(service: ServiceId, points: &[PointStatus], unix: u64) -> Vec<IntroPointStatus> {
     let status = |point: &PointStatus| IntroPointStatus {
+        service: service.to_string(),
         relay: point.point.relay.to_string(),
         session_key: hex(&point.point.session_key.0),
         age_seconds: unix.saturating_sub(point.created),
@@ -160,8 +162,9 @@ pub(super) fn other_publisher(seen: &OtherPublisherSeen) -> Option<OtherPublishe
 }
 
 /// The health of each port's target.
-pub(super) fn ports(ports: &[PortHealth]) -> Vec<PortStatus> {
+pub(super) fn ports(service: ServiceId, ports: &[PortHealth]) -> Vec<PortStatus> {
     let status = |port: &PortHealth| PortStatus {
+        service: service.to_string(),
         port: port.port,
         target: port.target.to_string(),
         healthy: port.healthy,
@@ -170,13 +173,17 @@ pub(super) fn ports(ports: &[PortHealth]) -> Vec<PortStatus> {
     ports.iter().map(status).collect()
 }
 
-/// Traffic through the proxy.
+/// Traffic through the proxy, of all services together.
 pub(super) fn traffic(counters: &Counters) -> TrafficStatus {
+    let ports: Vec<_> = counters.services().into_iter().flat_map(|(_, service)| service.ports()).collect();
+    let sum = |count: fn(&PortCounters) -> &AtomicU64| {
+        ports.iter().map(|(_, port)| count(port).load(Ordering::Relaxed)).sum()
+    };
     TrafficStatus {
-        streams_open: counters.get(Counter::StreamsOpen),
-        streams_total: counters.get(Counter::StreamsTotal),
-        bytes_from_clients: counters.get(Counter::BytesFromClients),
-        bytes_to_clients: counters.get(Counter::BytesToClients),
+        streams_open: sum(|port| &port.streams_open),
+        streams_total: sum(|port| &port.streams_accepted),
+        bytes_from_clients: sum(|port| &port.bytes_from_clients),
+        bytes_to_clients: sum(|port| &port.bytes_to_clients),
     }
 }
 
@@ -195,10 +202,11 @@ pub(super) fn usage(circuits: CircuitCounts, bounds: CircuitBounds, streams: usi
 
 /// The refusals since start, by counter name.
 pub(super) fn refused(counters: &Counters) -> BTreeMap<String, u64> {
-    Counter::refusals().map(|counter| (counter.name().to_owned(), counters.get(counter))).collect()
+    Counter::all().map(|counter| (counter.name().to_owned(), counters.get(counter))).collect()
 }
 
-/// Copies the counts that the view of records and the mesh keep themselves.
+/// Copies the counts that the view of records and the mesh keep themselves, and adds up those of
+/// the services.
 pub(super) fn collect(counters: &Counters, records: &RefusedRecords, mesh: MeshCounters) {
     for (reason, count) in records.iter() {
         if let Some(counter) = Counter::named(&format!("record_{reason}")) {
@@ -211,4 +219,10 @@ pub(super) fn collect(counters: &Counters, records: &RefusedRecords, mesh: MeshC
     counters.set(Counter::GossipOverQuota, over_quota);
     counters.set(Counter::GossipSpoofed, spoofed_versions);
     counters.set(Counter::GossipRestarts, restarts);
+    let services = counters.services();
+    let sum = |count: fn(&ServiceCounters) -> &AtomicU64| {
+        services.iter().map(|(_, service)| count(service).load(Ordering::Relaxed)).sum()
+    };
+    counters.set(Counter::IntroductionsReplayed, sum(|service| &service.replayed));
+    counters.set(Counter::IntroductionsMalformed, sum(|service| &service.malformed));
 }

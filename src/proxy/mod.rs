@@ -11,13 +11,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use rustbalance_gossip::id::ServiceId;
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
-use crate::counters::{Counter, Counters};
+use crate::counters::{Counter, Counters, PortCounters, add_one};
 use crate::tor::{CircuitId, Incoming, Rejection, TorError};
 use copy::{Bounds, Ended, StreamActivity, copy_both};
 use room::{Admitted, StreamRoom};
@@ -61,26 +62,33 @@ impl Default for ProxyLimits {
 }
 
 /// Counts a stream as open until it is dropped, however its task ends.
-struct OpenStream<'a>(&'a Counters);
+struct OpenStream<'a>(&'a PortCounters);
 
 impl<'a> OpenStream<'a> {
-    fn new(counters: &'a Counters) -> Self {
-        counters.count(Counter::StreamsTotal);
-        counters.count(Counter::StreamsOpen);
+    fn new(counters: &'a PortCounters) -> Self {
+        add_one(&counters.streams_accepted);
+        add_one(&counters.streams_open);
         Self(counters)
     }
 }
 
 impl Drop for OpenStream<'_> {
     fn drop(&mut self) {
-        self.0.cell(Counter::StreamsOpen).fetch_sub(1, Ordering::Relaxed);
+        self.0.streams_open.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// A virtual port that a proxy serves.
+struct ServedPort {
+    port: u16,
+    target: Target,
+    counters: Arc<PortCounters>,
 }
 
 /// The proxy of one service; a clone is a second handle on the same.
 #[derive(Clone)]
 pub struct Proxy {
-    ports: Arc<[PortTarget]>,
+    ports: Arc<[ServedPort]>,
     shared: Arc<Shared>,
 }
 
@@ -94,16 +102,18 @@ struct Shared {
 }
 
 impl Proxy {
-    /// A proxy for these virtual ports. A stream keeps the `limits` that applied when it began.
-    /// Never serves more than `files` streams at once.
-    pub fn new(ports: Vec<PortTarget>, limits: watch::Receiver<ProxyLimits>, files: usize, counters: Counters) -> Self {
-        Self { ports: ports.into(), shared: Arc::new(Shared { limits, files, room: Arc::default(), counters }) }
+    /// A proxy without ports, to make the proxies of services from. A stream keeps the `limits`
+    /// that applied when it began. Never serves more than `files` streams at once.
+    pub fn new(limits: watch::Receiver<ProxyLimits>, files: usize, counters: Counters) -> Self {
+        Self { ports: Arc::new([]), shared: Arc::new(Shared { limits, files, room: Arc::default(), counters }) }
     }
 
-    /// A proxy for the virtual ports of another service. It shares the bounds and the counters, so
-    /// the bound on open streams holds for all proxies together.
-    pub fn with_ports(&self, ports: Vec<PortTarget>) -> Self {
-        Self { ports: ports.into(), shared: Arc::clone(&self.shared) }
+    /// A proxy for the virtual ports of a service. It shares the bounds and the counters, so the
+    /// bound on open streams holds for all proxies together.
+    pub fn with_ports(&self, service: ServiceId, ports: Vec<PortTarget>) -> Self {
+        let counters = self.shared.counters.service(service);
+        let served = |PortTarget { port, target }| ServedPort { port, target, counters: counters.port(port) };
+        Self { ports: ports.into_iter().map(served).collect(), shared: Arc::clone(&self.shared) }
     }
 
     /// Most streams that may be open at once now, over all services of the node.
@@ -158,17 +168,23 @@ impl Proxy {
         let counters = &self.shared.counters;
         let limits = self.shared.limits.borrow().clone();
         let Incoming { port, request, .. } = incoming;
-        let Some(PortTarget { target, .. }) = self.ports.iter().find(|candidate| candidate.port == port) else {
+        let Some(ServedPort { target, counters: of_port, .. }) =
+            self.ports.iter().find(|candidate| candidate.port == port)
+        else {
             counters.count(Counter::StreamsUnknownPort);
             debug!(port, "refused a stream: no target is configured for its port");
             return request.reject(Rejection::Unavailable).await;
         };
+        let began = Instant::now();
         let connected = match timeout(limits.connect, target.connect()).await {
             Ok(connected) => connected.map_err(|error| error.to_string()),
             Err(_) => Err(format!("no answer within {:?}", limits.connect)),
         };
         let upstream = match connected {
-            Ok(upstream) => upstream,
+            Ok(upstream) => {
+                of_port.connect_time.observe(began.elapsed());
+                upstream
+            }
             Err(error) => {
                 counters.count(Counter::StreamsTargetDown);
                 debug!(port, %target, error, "refused a stream: its target cannot be reached");
@@ -182,11 +198,10 @@ impl Proxy {
             Ok(client) => client,
             Err(error) => return debug!(port, %error, "a client went away before its stream was accepted"),
         };
-        let _open = OpenStream::new(counters);
+        let _open = OpenStream::new(of_port);
         let bounds = Bounds { idle: limits.idle, stall: limits.stall, half_closed: limits.half_closed };
         let report = |activity: StreamActivity| admitted.report(activity);
-        let (from_client, to_client) = (Counter::BytesFromClients, Counter::BytesToClients);
-        let (from_client, to_client) = (counters.cell(from_client), counters.cell(to_client));
+        let (from_client, to_client) = (&of_port.bytes_from_clients, &of_port.bytes_to_clients);
         match copy_both(client, upstream, bounds, &report, from_client, to_client).await {
             Ended::Whole | Ended::HalfClosed => {}
             Ended::Idle => counters.count(Counter::StreamsIdle),

@@ -5,7 +5,7 @@
 //! [`Place`] stands for one circuit, from the introduction to its end.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Refused, RefusedCounts};
+use crate::counters::OpenRendezvous;
 use plan::{Action, CircuitPlan, Event};
 
 pub(crate) use plan::{ATTEMPT_LIMIT, CircuitBounds, MEETING_LIMIT, RendezvousPoint};
@@ -69,7 +70,7 @@ impl Circuits {
         let id = state.carry_out(actions, refused)?;
         let closed = CancellationToken::new();
         state.closing.insert(id, closed.clone());
-        Some(Place { id, circuits: Arc::clone(self), closed, bounds })
+        Some(Place { id, circuits: Arc::clone(self), closed, bounds, open: OnceLock::new() })
     }
 
     /// How many there are now.
@@ -111,6 +112,8 @@ pub(crate) struct Place {
     circuits: Arc<Circuits>,
     closed: CancellationToken,
     bounds: CircuitBounds,
+    /// Set once the client is met.
+    open: OnceLock<OpenRendezvous>,
 }
 
 impl Place {
@@ -130,14 +133,17 @@ impl Place {
         state.plan.failed(self.id, took, self.bounds.making, self.circuits.origin.elapsed())
     }
 
-    /// Reports that the circuit to the client is complete. False if there is no room for another
-    /// open circuit; that is counted in `refused`.
+    /// Reports that the circuit to the client is complete, and counts the client as met. False if
+    /// there is no room for another open circuit; that is counted in `refused`.
     pub(crate) fn met(&self, refused: &RefusedCounts) -> bool {
         let mut state = self.circuits.state();
         let event = Event::Met { id: self.id, most: self.bounds.open };
         let actions = state.plan.handle(event, self.circuits.origin.elapsed());
         let is_refused = actions.contains(&Action::Refuse);
         state.carry_out(actions, refused);
+        if !is_refused {
+            self.open.get_or_init(|| refused.service.meet());
+        }
         !is_refused
     }
 

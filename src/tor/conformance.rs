@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
@@ -331,7 +332,7 @@ pub(crate) async fn a_point_passes_to_the_node_that_opened_it_last(stage: &dyn S
     assert!(back.introductions() > 0);
 }
 
-/// Streams above a circuit's limit are refused and counted.
+/// Streams above a circuit's limit are refused and counted, and clients that are met are, too.
 pub(crate) async fn streams_on_one_circuit_are_bounded(stage: &dyn Stage) {
     let (host, master) = (ready(stage).await, new_master());
     let limits = Arc::new(ServiceGuard::fixed(ServiceLimits { streams_per_circuit: 1, ..few() }));
@@ -341,6 +342,9 @@ pub(crate) async fn streams_on_one_circuit_are_bounded(stage: &dyn Stage) {
     publish(stage, &*host, &master, &[point.describe()], 0).await;
     let address = master.service_id().address();
     let (first, client) = visit(stage, address).await;
+    let counted = &limits.refused.service;
+    assert!(counted.introductions.load(Ordering::Relaxed) >= 1 && counted.rendezvous.load(Ordering::Relaxed) >= 1);
+    assert!(counted.rendezvous_time.values().buckets.iter().any(|(_, count)| *count > 0));
     fails(stage, "a second stream", client.dial(address, OPEN, stage.patience())).await;
     assert!(limits.refused.get(Refused::Stream) >= 1);
     echoes(first).await;
@@ -362,6 +366,7 @@ pub(crate) async fn rendezvous_are_bounded(stage: &dyn Stage) {
     let first = eventually(stage, "the first client", async || guest(stage.patience()).await).await;
     let Visitor { mut stream, life: _life } = first;
     assert_eq!(host.client_circuits().open, 1);
+    assert_eq!(limits.refused.service.rendezvous_open.load(Ordering::Relaxed), 1);
     let in_use = async {
         while stream.write_all(b"x").await.is_ok() && stream.flush().await.is_ok() {
             stream.read_exact(&mut [0]).await.unwrap();

@@ -274,6 +274,11 @@ impl ServiceGuard {
         Self::new(watch::channel(limits).1, usize::MAX, RefusedCounts::default())
     }
 
+    /// The same guard for one service of the cluster, whose clients it counts.
+    pub fn of_service(&self, service: ServiceId) -> Self {
+        Self { limits: self.limits.clone(), room: self.room, refused: self.refused.of_service(service) }
+    }
+
     /// The current limits.
     pub fn now(&self) -> ServiceLimits {
         *self.limits.borrow()

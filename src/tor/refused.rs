@@ -1,6 +1,11 @@
 //! Counts what the onion services of this node refuse, separately for clients and for members.
 
-use crate::counters::{Counter, Counters};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustbalance_gossip::id::ServiceId;
+
+use crate::counters::{Counter, Counters, ServiceCounters, add_one};
 
 /// An introduction, circuit or stream that a service refuses, drops or closes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +29,7 @@ pub enum Refused {
 
 /// The users of a service.
 #[derive(Debug, Clone, Copy, Default)]
-enum Service {
+enum Users {
     #[default]
     Clients,
     Members,
@@ -34,41 +39,64 @@ enum Service {
 #[derive(Debug, Clone, Default)]
 pub struct RefusedCounts {
     counters: Counters,
-    service: Service,
+    users: Users,
+    /// What else is counted for the service. Nothing shows it for the node's own service, or before
+    /// [`RefusedCounts::of_service`] was called.
+    pub service: Arc<ServiceCounters>,
 }
 
 impl RefusedCounts {
     /// Counts for the cluster's services, which clients use.
     pub fn of_clients(counters: Counters) -> Self {
-        Self { counters, service: Service::Clients }
+        Self { counters, users: Users::Clients, service: Arc::default() }
     }
 
     /// Counts for the node's own service, which other members use.
     pub fn of_members(counters: Counters) -> Self {
-        Self { counters, service: Service::Members }
+        Self { counters, users: Users::Members, service: Arc::default() }
+    }
+
+    /// Counts in the same counters, for this one of the cluster's services.
+    pub fn of_service(&self, service: ServiceId) -> Self {
+        Self { service: self.counters.service(service), ..self.clone() }
     }
 
     /// Adds one.
     pub fn count(&self, what: Refused) {
-        self.counters.count(self.counter(what));
+        match self.of_one_service(what) {
+            Some(cell) => add_one(cell),
+            None => self.counters.count(self.counter(what)),
+        }
     }
 
     /// The count since the start. Several kinds may share a counter.
     pub fn get(&self, what: Refused) -> u64 {
-        self.counters.get(self.counter(what))
+        match self.of_one_service(what) {
+            Some(cell) => cell.load(Ordering::Relaxed),
+            None => self.counters.get(self.counter(what)),
+        }
+    }
+
+    /// The count that is kept for each service; `status` shows the sum of all.
+    fn of_one_service(&self, what: Refused) -> Option<&AtomicU64> {
+        match (self.users, what) {
+            (Users::Clients, Refused::Replay) => Some(&self.service.replayed),
+            (Users::Clients, Refused::Malformed) => Some(&self.service.malformed),
+            _ => None,
+        }
     }
 
     fn counter(&self, what: Refused) -> Counter {
-        match (self.service, what) {
-            (Service::Clients, Refused::Replay) => Counter::IntroductionsReplayed,
-            (Service::Clients, Refused::Malformed) => Counter::IntroductionsMalformed,
-            (Service::Clients, Refused::Introduction) => Counter::IntroductionsOverLimit,
-            (Service::Clients, Refused::GivenUp) => Counter::IntroductionsGivenUp,
-            (Service::Clients, Refused::Circuit) => Counter::CircuitsEvicted,
-            (Service::Clients, Refused::Stream) => Counter::CircuitStreamsOverLimit,
-            (Service::Clients, Refused::Queue) => Counter::StreamsQueueFull,
-            (Service::Members, Refused::Stream | Refused::Queue) => Counter::LinkStreamsOverLimit,
-            (Service::Members, _) => Counter::LinkCircuitsOverLimit,
+        match (self.users, what) {
+            (Users::Clients, Refused::Replay) => Counter::IntroductionsReplayed,
+            (Users::Clients, Refused::Malformed) => Counter::IntroductionsMalformed,
+            (Users::Clients, Refused::Introduction) => Counter::IntroductionsOverLimit,
+            (Users::Clients, Refused::GivenUp) => Counter::IntroductionsGivenUp,
+            (Users::Clients, Refused::Circuit) => Counter::CircuitsEvicted,
+            (Users::Clients, Refused::Stream) => Counter::CircuitStreamsOverLimit,
+            (Users::Clients, Refused::Queue) => Counter::StreamsQueueFull,
+            (Users::Members, Refused::Stream | Refused::Queue) => Counter::LinkStreamsOverLimit,
+            (Users::Members, _) => Counter::LinkCircuitsOverLimit,
         }
     }
 }

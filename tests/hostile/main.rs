@@ -5,7 +5,7 @@
 //! checks that the cluster stays healthy and serves during the attack, that no false record is
 //! accepted, and that `status` counts the refusals. There is no attacker in [`tor`] (a node loses
 //! its Tor client), [`newcomer`] (a node joins), [`operators`], [`upgrades`], [`later`],
-//! [`services`] and parts of [`wireguard`]; in [`outages`] an outsider only observes.
+//! [`services`], [`monitors`] and parts of [`wireguard`]; in [`outages`] an outsider only observes.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 #![allow(clippy::disallowed_methods)]
 
@@ -23,6 +23,9 @@ mod intruder;
 mod later;
 mod links;
 mod member;
+#[path = "../fixtures/monitor.rs"]
+mod monitor;
+mod monitors;
 mod newcomer;
 mod operators;
 mod outages;

@@ -62,6 +62,12 @@ fn whole_life(progress: &mut Progress, cluster: &Cluster<'_>) -> Result<()> {
     needles.add("the token's seed", &seed);
     needles.add_exactly("the token", token.0.clone().into_bytes());
 
+    for node in &nodes.0 {
+        let (metrics, mut found) = (node.metrics()?, BTreeSet::new());
+        ensure!(metrics.contains("rustbalance_ready 1"), "{} is not ready: {metrics}", node.name());
+        needles.find(metrics.as_bytes(), &mut found);
+        ensure!(found.is_empty(), "the metrics of {} show {found:?}", node.name());
+    }
     command_lines_are_clean(&needles, &nodes)?;
     a_worker_holds_nothing(&nodes, &beta)?;
     progress.report(format_args!("no command line shows a secret, and the worker holds none of the service"));

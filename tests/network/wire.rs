@@ -94,11 +94,12 @@ fn run_whole_life(progress: &mut Progress, cluster: &Cluster<'_>, namespace: &Na
 
     let opened: BTreeSet<String> = namespace.listeners()?.difference(&before).cloned().collect();
     let sites: BTreeSet<String> = nodes.iter().map(|node| forwarded(node.site().addr().port())).collect();
-    let sockets = nodes.iter().map(|node| format!("unix {}", node.state().join("control.sock").display()));
+    let of = |node: &Arc<Node>| ["control.sock", "metrics.sock"].map(|name| node.state().join(name));
+    let sockets = nodes.iter().flat_map(of).map(|path| format!("unix {}", path.display()));
     ensure!(opened == &sites | &sockets.collect(), "the nodes listen on: {opened:?}");
     let relays: BTreeSet<String> = network().relays().iter().map(|relay| forwarded(relay.or_port)).collect();
     ensure!(before == relays, "the namespace itself listens on {before:?}");
-    progress.report(format_args!("the nodes listen on nothing but their control sockets"));
+    progress.report(format_args!("the nodes listen on nothing but Unix sockets in their own folders"));
 
     let (alpha, beta) = (&nodes[0], &nodes[1]);
     alpha.command(&["evict", &beta.status()?.node], "", COMMAND_LIMIT)?.ok("evict")?;

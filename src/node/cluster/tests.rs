@@ -233,3 +233,15 @@ async fn a_term_that_could_not_be_stored_is_stored_later() {
     writer.await.unwrap();
     assert_eq!(store.term().unwrap(), 10);
 }
+
+#[tokio::test]
+async fn a_ping_is_answered_by_a_task_that_runs_and_by_no_other() {
+    let (_folder, store) = founder();
+    let IdleCluster { cluster, starting, disk, _others } = alone(&store, Vec::new()).await;
+    let early = tokio::time::timeout(Duration::from_millis(100), cluster.ping()).await;
+    assert!(early.is_err(), "the task does not run yet");
+    let running = Running::start(&store, starting, disk);
+    tokio::time::timeout(Duration::from_secs(10), cluster.ping()).await.unwrap().unwrap();
+    running.stop().await;
+    assert_eq!(cluster.ping().await, Err(Stopping));
+}

@@ -116,7 +116,7 @@ async fn a_service_comes_and_goes_while_another_is_served() {
         cluster,
         join_port: None,
         limits: limits(),
-        proxy: Proxy::new(Vec::new(), watch::channel(ProxyLimits::default()).1, usize::MAX, Counters::default()),
+        proxy: Proxy::new(watch::channel(ProxyLimits::default()).1, usize::MAX, Counters::default()),
         points: 2,
         health: watch::channel(HealthSettings::default()).1,
     };

@@ -34,6 +34,7 @@ use tor_relay_selection::{RelayExclusion, RelaySelector, RelayUsage};
 use super::client::{ReadyClient, Shared};
 use super::introduction::{IntroductionError, IntroductionReader};
 use super::{keys, rendezvous};
+use crate::counters::add_one;
 use crate::tor::{Incoming, IntroRequest, OpenIntroPoint, Refused, RelayChoice, ServiceGuard, TorError, descriptor};
 
 /// Most attempts: each at another relay, or all at the relay that was asked for.
@@ -133,7 +134,11 @@ async fn establish(
         .protovers()
         .supports_named_subver(HSINTRO_RATELIM)
         .then_some(handler.limits.now().introductions_per_second);
+    let began = Instant::now();
     let launched = live.pool.get_or_launch_svc_intro(&netdir, relay).await;
+    if launched.is_ok() {
+        handler.limits.refused.service.intro_circuit_time.observe(began.elapsed());
+    }
     attempt.ended(&launched);
     shared.note_circuit(launched.as_ref().map(|_| ()));
     let tunnel = launched.map_err(|error| again(unreachable(&id, "no circuit to it", error)))?;
@@ -386,6 +391,9 @@ impl IntroductionTask {
         // number of introductions after which the point is replaced.
         if !matches!(read, Err(IntroductionError::Replay | IntroductionError::Handshake(_))) {
             self.introductions.fetch_add(1, Ordering::Relaxed);
+        }
+        if read.is_ok() {
+            add_one(&self.limits.refused.service.introductions);
         }
         read.map_err(|error| {
             let is_replay = matches!(error, IntroductionError::Replay);

@@ -24,6 +24,7 @@ use tor_proto::stream::{
 use super::client::Shared;
 use super::introduction::Introduction;
 use super::stream;
+use crate::counters::{ServiceCounters, add_one};
 use crate::tor::circuits::{ATTEMPT_LIMIT, MEETING_LIMIT, Place};
 use crate::tor::{Incoming, Refused, ServiceGuard, TorError};
 
@@ -54,7 +55,9 @@ pub(super) fn answer(
         if !place.met(&limits.refused) {
             return tracing::debug!("met a client, but there is no room for its circuit");
         }
-        tracing::debug!(after = ?arrived.elapsed(), "met a client");
+        let after = arrived.elapsed();
+        limits.refused.service.rendezvous_time.observe(after);
+        tracing::debug!(?after, "met a client");
         stream::serve(requests, &streams, |_| true, &limits.refused, &place).await;
     }
 }
@@ -67,6 +70,7 @@ async fn meet_in_time(
     limits: Arc<ServiceGuard>,
     place: Arc<Place>,
 ) -> Option<(ServiceOnionServiceDataTunnel, impl futures::Stream<Item = IncomingStream> + use<>)> {
+    let counters = Arc::clone(&limits.refused.service);
     let made = tokio::select! {
         () = place.closed().cancelled() => {
             tracing::debug!("gave up a client before it was met, to make room for another");
@@ -76,7 +80,11 @@ async fn meet_in_time(
     };
     let made =
         made.unwrap_or_else(|_| Err(TorError::Timeout { what: "meeting a client".into(), limit: MEETING_LIMIT }));
-    made.inspect_err(|error| tracing::debug!(%error, "cannot meet a client at its rendezvous point")).ok()
+    made.inspect_err(|error| {
+        add_one(&counters.rendezvous_failed);
+        tracing::debug!(%error, "cannot meet a client at its rendezvous point");
+    })
+    .ok()
 }
 
 /// Closes the circuit and all its streams when dropped, so also if the task is aborted.
@@ -102,7 +110,7 @@ async fn meet(
         source: Some(Box::new(error)),
     };
     let netdir = live.netdir()?;
-    let tunnel = circuit(shared, &live, &introduction, place).await?;
+    let tunnel = circuit(shared, &live, &introduction, place, &filter.limits.refused.service).await?;
     let last_real_hop = tunnel.last_hop().map_err(|error| failed("the circuit has no last hop", error))?;
     let params = onion_circparams_from_netparams(netdir.params())
         .map_err(|error| failed("the network's parameters make no circuit", error))?;
@@ -135,6 +143,7 @@ async fn circuit(
     live: &super::client::ReadyClient,
     introduction: &Introduction,
     place: &Place,
+    counters: &ServiceCounters,
 ) -> Result<ServiceOnionServiceDataTunnel, TorError> {
     loop {
         let netdir: Arc<NetDir> = live
@@ -144,7 +153,11 @@ async fn circuit(
         let started = Instant::now();
         let launched = async {
             let attempt = shared.attempts.turn().await;
+            let began = Instant::now();
             let launched = live.pool.get_or_launch_svc_rend(&netdir, introduction.rendezvous_point.clone()).await;
+            if launched.is_ok() {
+                counters.rendezvous_circuit_time.observe(began.elapsed());
+            }
             attempt.ended(&launched);
             launched
         };

@@ -24,7 +24,7 @@ use parking_lot::{Mutex, MutexGuard};
 use rustbalance_gossip::id::{NodeId, OnionAddress, ServiceId};
 use rustbalance_gossip::record::{IntroPoint, PeriodId, RelayId};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::circuits::{ATTEMPT_LIMIT, Place, RendezvousPoint};
@@ -33,6 +33,7 @@ use super::{
     Bootstrap, CircuitCounts, Directory, Engine, Incoming, IntroRequest, Listening, OpenIntroPoint, OwnService, Period,
     Refused, TorError,
 };
+use crate::counters::add_one;
 use crate::keys::{DiscoveryPublic, DiscoverySecret};
 use crate::places::Places;
 use crate::stream::BoxStream;
@@ -325,10 +326,13 @@ impl FakeEngine {
         let Some(place) = place.filter(|_| !point.node.dead.is_cancelled() && point.note(&body)) else {
             return std::future::pending().await;
         };
+        add_one(&refused.service.introductions);
+        let arrived = Instant::now();
         path.pass().await;
         if !place.met(refused) {
             return std::future::pending().await;
         }
+        refused.service.rendezvous_time.observe(arrived.elapsed());
         let place = Arc::new(place);
         tokio::spawn(expire(Arc::downgrade(&place)));
         Some(Circuit {

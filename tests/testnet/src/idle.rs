@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustbalance_testnet::cluster::{Cluster, Node, Vitals};
@@ -37,7 +37,8 @@ impl Look {
 }
 
 /// Watches a cluster of `count` nodes and prints a Markdown table: a row per node, and the medians.
-pub(crate) fn idle(binary: PathBuf, count: usize) -> Result<()> {
+/// With `scrape`, watches it again while the metrics of each node are read at this interval.
+pub(crate) fn idle(binary: PathBuf, count: usize, scrape: Option<Duration>) -> Result<()> {
     let options = Options { relays: 3 * count + SPARE_RELAYS, ..Options::default() };
     let network = Network::boot_with_progress(options, |line| eprintln!("{line}"))?;
     let cluster = Cluster::new(&network, &binary)?;
@@ -47,8 +48,34 @@ pub(crate) fn idle(binary: PathBuf, count: usize) -> Result<()> {
     let nodes = cluster.grow(&names, &["publisher", "publisher", "publisher", "worker"])?;
     std::thread::sleep(SETTLING);
     eprintln!("watching it for {} s", WATCH.as_secs());
+    watch(&nodes, || {
+        std::thread::sleep(WATCH);
+        Ok(())
+    })?;
+    let Some(interval) = scrape else { return Ok(()) };
+    eprintln!("watching it for {} s with a scrape every {} s", WATCH.as_secs(), interval.as_secs());
+    watch(&nodes, || scraped(&nodes, interval))
+}
+
+/// Reads the metrics of all nodes at this interval for [`WATCH`].
+fn scraped(nodes: &[Arc<Node>], interval: Duration) -> Result<()> {
+    let begin = Instant::now();
+    let (mut scrapes, mut bytes) = (0, 0);
+    while begin.elapsed() < WATCH {
+        for node in nodes {
+            bytes += node.metrics()?.len();
+            scrapes += 1;
+        }
+        std::thread::sleep(interval.min(WATCH.saturating_sub(begin.elapsed())));
+    }
+    eprintln!("{scrapes} scrapes of {} bytes", bytes / scrapes.max(1));
+    Ok(())
+}
+
+/// Prints what the nodes used meanwhile.
+fn watch(nodes: &[Arc<Node>], meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
     let before = nodes.iter().map(Look::at).collect::<Result<Vec<_>>>()?;
-    std::thread::sleep(WATCH);
+    meanwhile()?;
     let after = nodes.iter().map(Look::at).collect::<Result<Vec<_>>>()?;
 
     let minutes = WATCH.as_secs_f64() / 60.0;

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -334,6 +335,20 @@ impl Node {
     pub fn status(&self) -> Result<Status> {
         let text = self.command_without_transcript(&["status", "--json"], "", COMMAND_PATIENCE)?.ok("status --json")?;
         serde_json::from_str(&text).with_context(|| format!("cannot read the status of {}: {text}", self.name))
+    }
+
+    /// What its daemon answers a monitor: the text of `/metrics`.
+    pub fn metrics(&self) -> Result<String> {
+        let mut stream = UnixStream::connect(self.state().join("metrics.sock")).context("no metrics are served")?;
+        stream.set_read_timeout(Some(COMMAND_PATIENCE))?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("the answer to a scrape is not HTTP")?;
+        if !head.contains(" 200 ") {
+            bail!("a scrape of {} failed: {head}", self.name);
+        }
+        Ok(body.to_owned())
     }
 
     /// Makes an invitation. `expires` is the value of `--expires`, such as `24h`.

@@ -1,0 +1,173 @@
+//! What a node says about itself.
+
+use rustbalance_gossip::coordinator::Isolated;
+use rustbalance_gossip::view::Condition;
+
+use super::Kind::{Gauge, Info};
+use super::{Metric, bare, short};
+use crate::control::WireguardSwitch;
+
+/// All conditions of a node.
+pub(super) const CONDITIONS: [Condition; 6] = [
+    Condition::Joining,
+    Condition::Initializing,
+    Condition::Healthy,
+    Condition::Unhealthy,
+    Condition::Draining,
+    Condition::Gone,
+];
+
+/// The value of the label `reason` for a node that must not publish.
+fn reason(isolated: Isolated) -> &'static str {
+    match isolated {
+        Isolated::ShutOut => "shut_out",
+        Isolated::LacksRevocations { .. } => "lacks_revocations",
+        Isolated::SecondProcess => "second_process",
+    }
+}
+
+pub(super) fn metrics() -> Vec<Metric> {
+    let mut metrics = state();
+    metrics.extend(usage());
+    metrics
+}
+
+fn state() -> Vec<Metric> {
+    vec![
+        Metric::new("rustbalance_build_info", Info, &["version"], "The version of the daemon.", |it, out| {
+            out.flag([&it.status.version], true);
+        }),
+        Metric::new(
+            "rustbalance_node_info",
+            Info,
+            &["cluster", "node", "role"],
+            "The cluster by its first address, this node by the beginning of its own, and its role.",
+            |it, out| {
+                let role = it.status.role.to_string();
+                out.flag([bare(&it.status.cluster), short(&it.status.node), &role], true);
+            },
+        ),
+        Metric::new("rustbalance_uptime_seconds", Gauge, &[], "Time since the start of the daemon.", |it, out| {
+            out.add([], it.status.uptime_seconds as f64)
+        }),
+        Metric::new(
+            "rustbalance_ready",
+            Gauge,
+            &[],
+            "1 while this node serves new clients, as /ready says: it is healthy, and its introduction points are published.",
+            |it, out| out.flag([], it.status.unready().is_none()),
+        ),
+        Metric::new(
+            "rustbalance_condition",
+            Gauge,
+            &["condition"],
+            "1 for the condition that this node is in, 0 for the others.",
+            |it, out| {
+                for condition in CONDITIONS {
+                    out.flag([&condition.to_string()], it.status.phase == condition);
+                }
+            },
+        ),
+        Metric::new(
+            "rustbalance_isolated",
+            Gauge,
+            &["reason"],
+            "1 for the reason why this node must not publish, admit nodes or rotate keys; 0 for the others.",
+            |it, out| {
+                for why in
+                    [Isolated::ShutOut, Isolated::LacksRevocations { known: 0, counted: 0 }, Isolated::SecondProcess]
+                {
+                    out.flag([reason(why)], it.status.isolated.is_some_and(|isolated| reason(isolated) == reason(why)));
+                }
+            },
+        ),
+        Metric::new(
+            "rustbalance_tor_ready",
+            Gauge,
+            &[],
+            "1 once this node can build circuits through the Tor network.",
+            |it, out| out.flag([], it.status.tor.ready),
+        ),
+        Metric::new(
+            "rustbalance_tor_bootstrap_ratio",
+            Gauge,
+            &[],
+            "Progress of the connection to the Tor network, 1 when it is complete.",
+            |it, out| out.add([], f64::from(it.status.tor.fraction)),
+        ),
+        Metric::new("rustbalance_wireguard_enabled", Gauge, &[], "1 if WireGuard is switched on.", |it, out| {
+            out.flag([], it.status.wireguard.state != WireguardSwitch::Off)
+        }),
+        Metric::new("rustbalance_wireguard_up", Gauge, &[], "1 while WireGuard runs.", |it, out| {
+            out.flag([], it.status.wireguard.state == WireguardSwitch::On);
+        }),
+    ]
+}
+
+fn usage() -> Vec<Metric> {
+    vec![
+        Metric::new(
+            "rustbalance_resident_memory_bytes",
+            Gauge,
+            &[],
+            "Resident memory of the daemon; absent where the system does not say.",
+            |it, out| it.status.usage.memory_bytes.into_iter().for_each(|bytes| out.add([], bytes as f64)),
+        ),
+        Metric::new(
+            "rustbalance_waiting_allowed_bytes",
+            Gauge,
+            &[],
+            "Bytes that may wait in the daemon for slow clients and targets; absent where the system does not say.",
+            |it, out| it.status.usage.waiting_bytes_allowed.into_iter().for_each(|bytes| out.add([], bytes as f64)),
+        ),
+        Metric::new(
+            "rustbalance_open_files_allowed",
+            Gauge,
+            &[],
+            "Open files that the system allows the daemon; absent if there is no limit.",
+            |it, out| it.status.files_allowed.into_iter().for_each(|files| out.add([], files as f64)),
+        ),
+        Metric::new(
+            "rustbalance_open_files_needed",
+            Gauge,
+            &[],
+            "Open files that [limits] streams needs.",
+            |it, out| out.add([], it.status.files_needed as f64),
+        ),
+        Metric::new(
+            "rustbalance_circuits_open",
+            Gauge,
+            &[],
+            "Circuits of clients that are open, of all services together.",
+            |it, out| out.add([], it.status.usage.circuits_open as f64),
+        ),
+        Metric::new(
+            "rustbalance_circuits_allowed",
+            Gauge,
+            &[],
+            "Circuits of clients that may be open at once.",
+            |it, out| out.add([], it.status.usage.circuits_allowed as f64),
+        ),
+        Metric::new(
+            "rustbalance_circuits_making",
+            Gauge,
+            &[],
+            "Circuits of clients that are being built.",
+            |it, out| out.add([], it.status.usage.circuits_making as f64),
+        ),
+        Metric::new(
+            "rustbalance_circuits_making_allowed",
+            Gauge,
+            &[],
+            "Circuits of clients that may be in the making at once.",
+            |it, out| out.add([], it.status.usage.circuits_making_allowed as f64),
+        ),
+        Metric::new(
+            "rustbalance_streams_allowed",
+            Gauge,
+            &[],
+            "Streams of clients that may be open at once, of all services together.",
+            |it, out| out.add([], it.status.usage.streams_allowed as f64),
+        ),
+    ]
+}
