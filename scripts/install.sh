@@ -2,8 +2,9 @@
 # Installs on Debian what building and testing need: a C compiler; C tor, curl, python3-stem and
 # iproute2 for the private test network; systemd-analyze, which checks the unit and starts nothing.
 # `install.sh tests` also installs Mesa's software Vulkan, on which the search of `vanity --gpu` is
-# tested, and Prometheus, which judges the metrics; `install.sh fuzz` installs a C++ compiler. The script is silent and quick if nothing is
-# missing. Rust itself comes from https://rustup.rs.
+# tested, and Prometheus, which reads the metrics in tests; `install.sh fuzz` installs a C++
+# compiler. The script is silent and quick if nothing is missing. Rust itself comes from
+# https://rustup.rs.
 set -eu
 
 missing=

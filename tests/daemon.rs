@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use monitor::{check_metrics, get_tcp, get_unix};
+use monitor::{check_metrics, connect, get_tcp, get_unix};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use tempfile::TempDir;
 
@@ -233,9 +233,9 @@ fn monitors_are_answered_on_the_socket_and_on_loopback_while_tor_is_out_of_reach
     fs::write(&config, format!("{text}\n[metrics]\nlisten = \"{address}\"\n")).unwrap();
     daemon.start(&[], |_| {});
     daemon.until_it_can_be_asked();
-    daemon.until("it listens", |_| std::net::TcpStream::connect(address).is_ok());
+    daemon.until("it listens", |_| connect(address).is_ok());
     // More connections than are served at once, which say nothing.
-    let silent: Vec<_> = (0..40).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+    let silent: Vec<_> = (0..40).map(|_| connect(address).unwrap()).collect();
     let socket = daemon.dir().join("metrics.sock");
     assert_eq!(fs::metadata(&socket).unwrap().mode() & 0o777, 0o600);
     let (status, metrics) = get_unix(&socket, "/metrics");

@@ -2,7 +2,7 @@
 //! packages.
 
 // Clippy's exception for tests does not cover the helper functions.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::monitor::{check_metrics, get_tcp, get_unix};
+use crate::monitor::{check_metrics, connect, get_tcp, get_unix};
 use crate::test_cluster::{TestCluster, until};
 
 /// Address of a server of this process: an own loopback address, so that no port is taken.
@@ -59,7 +59,7 @@ impl Prometheus {
 
     /// Asks its API; returns the data of the answer.
     fn api(&self, path: &str) -> Result<Value> {
-        ensure!(std::net::TcpStream::connect(self.address).is_ok(), "it does not listen yet");
+        ensure!(connect(self.address).is_ok(), "it does not listen yet");
         let (status, body) = get_tcp(self.address, path);
         let answer: Value = serde_json::from_str(&body).with_context(|| format!("{status}: {body}"))?;
         ensure!(answer["status"] == "success", "{path}: {body}");

@@ -11,7 +11,8 @@ use rustbalance_testnet::cluster::{Cluster, Node};
 
 use crate::support::{Nodes, Progress, scenario};
 
-/// Entries of the state directory that are not checked: Arti's own files, the lock, and the sockets.
+/// Entries of the state directory that are not checked: Arti's own files, the lock, and the
+/// sockets.
 const NOT_STATE: [&str; 4] = ["arti", "lock", "control.sock", "metrics.sock"];
 
 #[test]
