@@ -1,7 +1,6 @@
 //! What a node knows of the cluster: members, lease, links, invitations.
 
 use super::Kind::{Counter, Gauge};
-use super::node::CONDITIONS;
 use super::{Metric, Samples, short};
 use crate::control::{InvitationState, LinkStatus};
 use crate::metrics::Reading;
@@ -72,12 +71,11 @@ fn members() -> Vec<Metric> {
             "rustbalance_member_condition",
             Gauge,
             &["node", "condition"],
-            "1 for the condition that the member has announced, 0 for the others; absent for a member that was not heard.",
+            "1 for the condition that the member has announced; absent for the others.",
             |it, out| {
                 for member in &it.status.members {
-                    for condition in CONDITIONS.into_iter().filter(|_| member.phase.is_some()) {
-                        out.flag([short(&member.node), &condition.to_string()], member.phase == Some(condition));
-                    }
+                    let condition = member.phase.map(|condition| condition.to_string());
+                    condition.into_iter().for_each(|condition| out.flag([short(&member.node), &condition], true));
                 }
             },
         ),

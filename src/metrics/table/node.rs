@@ -8,7 +8,7 @@ use super::{Metric, bare, short};
 use crate::control::WireguardSwitch;
 
 /// All conditions of a node.
-pub(super) const CONDITIONS: [Condition; 6] = [
+const CONDITIONS: [Condition; 6] = [
     Condition::Joining,
     Condition::Initializing,
     Condition::Healthy,
