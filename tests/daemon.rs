@@ -223,14 +223,15 @@ fn monitors_are_answered_on_the_socket_and_on_loopback_while_tor_is_out_of_reach
     let address = std::net::SocketAddr::from(([127, 99, high, low], 9441));
     let config = daemon.dir().join("rustbalance.toml");
     let text = fs::read_to_string(&config).unwrap();
+    let with = |listen: &str| text.replace("\n[metrics]\n", &format!("\n[metrics]\nlisten = \"{listen}\"\n"));
     for refused in ["0.0.0.0:9441", "192.0.2.1:9441", "[::]:9441"] {
-        fs::write(&config, format!("{text}\n[metrics]\nlisten = \"{refused}\"\n")).unwrap();
+        fs::write(&config, with(refused)).unwrap();
         let output = daemon.command(&["run"]);
         let why = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(4), "{why}");
         assert!(why.contains(refused) && why.contains("not a port of a loopback address"), "{why}");
     }
-    fs::write(&config, format!("{text}\n[metrics]\nlisten = \"{address}\"\n")).unwrap();
+    fs::write(&config, with(&address.to_string())).unwrap();
     daemon.start(&[], |_| {});
     daemon.until_it_can_be_asked();
     daemon.until("it listens", |_| connect(address).is_ok());
