@@ -95,9 +95,6 @@ fn encode_value(kind: Kind, value: Value, encoder: &mut MetricEncoder<'_>) -> fm
         (_, Value::Number(number)) => encoder.encode_gauge(&number),
         (_, Value::Histogram { buckets, sum }) => {
             let count = buckets.iter().map(|(_, count)| count).sum();
-            // The crate writes this bound as +Inf.
-            let bounded = |(bound, count)| (f64::min(bound, f64::MAX), count);
-            let buckets: Vec<_> = buckets.into_iter().map(bounded).collect();
             encoder.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
         }
     }
