@@ -7,8 +7,9 @@
 //! 1. two probes in a row over the faster route were not answered, or that link has ended;
 //! 2. the base route is silent as well: a question that was sent at the first missing answer has
 //!    had the time that this route has taken so far, or the link has ended since the last answer;
-//! 3. this node hears something at all: another peer since the first missing answer, or Tor, which
-//!    reports the end of a link. Otherwise its own network may have failed.
+//! 3. this node has heard another peer since the first missing answer, because otherwise its own
+//!    network may have failed. Where there is no other peer, the end of the link over the base
+//!    route is enough: Tor reports it.
 //!
 //! Any answer and any new link ends that. After an answer over the base route alone the peer is not
 //! watched until the faster route is proven again. So a peer that only loses the faster route is
@@ -217,7 +218,8 @@ impl Contacts {
             |but: &NodeId, since| self.peers.iter().any(|(peer, contact)| peer != but && contact.heard > since);
         let unreachable = |(peer, contact): (&NodeId, &Contact)| {
             let (from, since) = contact.silent_from()?;
-            (mono >= from && (contact.base_ended || hears_another(peer, since))).then_some(*peer)
+            let alone = self.peers.len() == 1 && contact.base_ended;
+            (mono >= from && (alone || hears_another(peer, since))).then_some(*peer)
         };
         self.peers.iter().filter_map(unreachable).collect()
     }
@@ -316,8 +318,17 @@ mod tests {
             contacts.on(node(1), Sign::Ended { base: first }, at(10_300));
             assert!(contacts.unreachable(at(10_400)).is_empty(), "one of two links");
             contacts.on(node(1), Sign::Ended { base: !first }, at(10_500));
-            assert_eq!(contacts.unreachable(at(10_500)), BTreeSet::from([node(1)]));
+            assert!(contacts.unreachable(at(10_500)).is_empty(), "the own network may have failed");
+            contacts.heard(node(2), at(10_600));
+            assert_eq!(contacts.unreachable(at(10_600)), BTreeSet::from([node(1)]));
         }
+        // Without another peer, the report by Tor shows that the own network works.
+        let mut contacts = watching();
+        contacts.retain(|peer| *peer == node(1));
+        contacts.on(node(1), Sign::Ended { base: false }, at(10_300));
+        assert!(contacts.unreachable(at(60_000)).is_empty());
+        contacts.on(node(1), Sign::Ended { base: true }, at(10_500));
+        assert_eq!(contacts.unreachable(at(10_500)), BTreeSet::from([node(1)]));
         // A link that this node has closed itself says nothing.
         let mut contacts = watching();
         contacts.on(node(1), Sign::Closed { base: false }, at(10_300));
