@@ -12,6 +12,9 @@
 #       metrics of each are read at this interval
 #   ./scripts/bench.sh steady [--minutes N]
 #       memory of three nodes while clients come and go
+#   ./scripts/bench.sh wireguard [--delay MS (40)] [--deaths N (5)] [--invitations N (10)]
+#       a cluster over Tor alone and one with WireGuard, on hosts whose packets take MS one way:
+#       round trips, deaths, joins, processor and traffic; needs root, for network namespaces
 #   ./scripts/bench.sh cgo [--rounds N (10)]
 #       processor time for a GB with Counter Galois Onion and with the older encryption
 #   ./scripts/bench.sh lockout [--minutes N (10)]
@@ -21,7 +24,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 what=bench
 case "${1:-}" in
-cost | idle | steady)
+cost | idle | steady | wireguard)
     what=$1
     shift
     ;;

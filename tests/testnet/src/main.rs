@@ -19,6 +19,7 @@ mod cost;
 mod demo;
 mod idle;
 mod steady;
+mod wireguard;
 
 const USAGE: &str = "\
 A private Tor network of C tor processes on loopback.
@@ -43,6 +44,8 @@ A private Tor network of C tor processes on loopback.
                                                              with --threads, a node for each number of threads; with --beside, another build
   rustbalance-testnet steady [--binary FILE] [--minutes N (60)]
                                                              boot one, and measure the memory of three nodes over time
+  rustbalance-testnet wireguard [--binary FILE] [--delay MS (40)] [--deaths N (5)] [--invitations N (10)]
+                                                             boot one, and compare a cluster over Tor with one over WireGuard
 
 NETWORK: --relays N (8)  --exits N (4)  --authorities N (3)  --voting-interval SECONDS (20)  --port-base PORT
 
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
         "idle" => watch_idle(arguments),
         "cost" => measure_cost(arguments),
         "steady" => watch_steady(arguments),
+        "wireguard" => compare_routes(arguments),
         _ => Err(Usage(format!("there is no command {command:?}")).into()),
     };
     done.unwrap_or_else(|error| {
@@ -419,6 +423,17 @@ fn watch_steady(mut arguments: Arguments) -> Result<ExitCode> {
     let minutes = arguments.option("--minutes")?.unwrap_or(60);
     arguments.end()?;
     until_asked_to_end(move || steady::steady(binary, minutes))
+}
+
+fn compare_routes(mut arguments: Arguments) -> Result<ExitCode> {
+    let binary = binary(&mut arguments)?;
+    let sizes = wireguard::WireguardSizes {
+        delay: Duration::from_millis(arguments.option("--delay")?.unwrap_or(40)),
+        deaths: arguments.option("--deaths")?.unwrap_or(5),
+        invitations: arguments.option("--invitations")?.unwrap_or(10),
+    };
+    arguments.end()?;
+    until_asked_to_end(move || wireguard::wireguard(&binary, sizes))
 }
 
 /// The daemon's program: the one that `--binary` names, or the one that cargo puts beside this
