@@ -24,6 +24,9 @@ use crate::tor::arti::REPEATED_WARNINGS;
 
 /// boringtun reports each handshake that is not answered as a warning; `status` shows that by peer.
 const WIREGUARD: &str = "defguard_boringtun=off";
+/// The crate for the kernel's WireGuard logs the addresses of members, and at the finest level
+/// private keys. No filter allows that.
+const NEVER: &str = "defguard_wireguard_rs=error";
 
 /// The environment variable with the filters.
 pub const FILTER_VARIABLE: &str = "RUSTBALANCE_LOG";
@@ -52,7 +55,9 @@ pub enum LogError {
 /// Starts logging. `verbosity` is 0 for our warnings, 1 for `info`, 2 for `debug`, 3 for `trace`.
 pub fn init(format: LogFormat, verbosity: u8) -> Result<(), LogError> {
     let filter = match std::env::var(FILTER_VARIABLE) {
-        Ok(text) if !text.is_empty() => EnvFilter::try_new(&text).map_err(|error| LogError::Filter(text, error))?,
+        Ok(text) if !text.is_empty() => {
+            EnvFilter::try_new(format!("{text},{NEVER}")).map_err(|error| LogError::Filter(text, error))?
+        }
         _ => EnvFilter::new(default_filter(verbosity)),
     };
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
@@ -74,7 +79,7 @@ fn default_filter(verbosity: u8) -> String {
         2 => "debug",
         _ => "trace",
     };
-    format!("warn,{REPEATED_WARNINGS},{WIREGUARD},rustbalance={ours},rustbalance_gossip={ours}")
+    format!("warn,{REPEATED_WARNINGS},{WIREGUARD},{NEVER},rustbalance={ours},rustbalance_gossip={ours}")
 }
 
 /// Whether standard error goes to systemd's journal: `JOURNAL_STREAM` must name this very file,

@@ -281,13 +281,15 @@ impl Value for WireguardDevice {
     fn read(value: &DeValue<'_>, _allowed: &RangeFull) -> Result<Self, Refused> {
         match value.as_str() {
             Some("userspace") => Ok(Self::Userspace),
-            _ => Err(Refused::Instead("\"userspace\"".into())),
+            Some("kernel") => Ok(Self::Kernel),
+            _ => Err(Refused::Instead("\"userspace\" or \"kernel\"".into())),
         }
     }
 
     fn show(&self) -> String {
         match self {
             Self::Userspace => quoted("userspace"),
+            Self::Kernel => quoted("kernel"),
         }
     }
 

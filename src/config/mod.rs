@@ -217,6 +217,8 @@ pub enum WireguardDevice {
     /// The daemon itself, without privileges and without a network interface.
     #[default]
     Userspace,
+    /// WireGuard of the Linux kernel, which needs CAP_NET_ADMIN and makes a network interface.
+    Kernel,
 }
 
 impl Config {

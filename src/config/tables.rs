@@ -4,6 +4,7 @@
 //! The initial file, the reader with its errors, `docs/CONFIGURATION.md` and the comparison at a
 //! reload follow from it.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use rustbalance_gossip::id::ServiceId;
 use super::keys::{Effect, KeyVisitor, duration};
 use super::{
     ARTI_FILE_NAME, ClusterConfig, Config, FurtherPorts, GossipConfig, MetricsConfig, NodeConfig, WIREGUARD_PORT,
-    WireguardConfig, check_virtual_port,
+    WireguardConfig, WireguardDevice, check_virtual_port,
 };
 use crate::frame;
 use crate::health::HealthSettings;
@@ -390,9 +391,14 @@ fn wireguard(keys: &mut impl KeyVisitor, it: &mut WireguardConfig) {
     keys.require("endpoints", unfit.is_none(), || {
         format!("{} is not an address that other nodes can send to", unfit.map(ToString::to_string).unwrap_or_default())
     });
-    let meaning =
-        "What carries the packets: \"userspace\", the daemon itself, without privileges or a network interface.";
+    let meaning = "What carries the packets: \"userspace\", the daemon itself, without privileges or a network interface; \
+                   or \"kernel\", which needs CAP_NET_ADMIN and makes an interface, through which the other members reach \
+                   every service of this host that listens on all addresses (README).";
     keys.key("device", .., &mut it.device, meaning);
+    let ports: BTreeSet<_> = it.listen.iter().flatten().map(SocketAddr::port).collect();
+    keys.require("listen", it.device == WireguardDevice::Userspace || ports.len() < 2, || {
+        "needs the same port for both addresses, because the kernel has one".into()
+    });
 }
 
 fn metrics(keys: &mut impl KeyVisitor, it: &mut MetricsConfig) {

@@ -24,7 +24,7 @@ use super::own_service::OwnServicePart;
 use super::reports::{report, report_eviction, report_reach, show_phase};
 use super::service_facts;
 use super::supervisor::{PartResult, Supervisor};
-use super::wireguard::{UserspaceStarter, WireguardHandle, WireguardPart};
+use super::wireguard::{WireguardHandle, WireguardPart, engine_starter};
 use super::writer;
 use crate::balance::check::point_check;
 use crate::clock::unix_now;
@@ -124,9 +124,10 @@ impl MeshPart {
         parts.spawn("report of links", report_reach(links.reach(), cluster.clone()));
         parts.spawn("report of silence", report(links.unreachable(), cluster.clone(), Event::Unreachable));
         parts.spawn("report of phases", show_phase(phase));
+        let config = needs.live.at_start().wireguard.clone();
         let wireguard = WireguardPart {
-            starter: Box::new(UserspaceStarter { me: store.node_id(), counters: needs.counters.clone() }),
-            config: needs.live.at_start().wireguard.clone(),
+            starter: engine_starter(config.device, store.node_id(), needs.counters.clone()),
+            config,
             store: Arc::clone(store),
             cluster: cluster.clone(),
             links: Arc::clone(&links),

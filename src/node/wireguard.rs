@@ -24,7 +24,7 @@ use super::supervisor::PartResult;
 use crate::blocking::on_disk;
 use crate::causes::with_causes;
 use crate::clock::unix_now;
-use crate::config::{WIREGUARD_PORT, WireguardConfig};
+use crate::config::{WIREGUARD_PORT, WireguardConfig, WireguardDevice};
 use crate::counters::Counters;
 use crate::discovery::Discovery;
 use crate::keys::DiscoverySecret;
@@ -32,8 +32,8 @@ use crate::link::{Channel, LinkStatus, Links, RouteKind, RouteState};
 use crate::store::Store;
 use crate::sync;
 use crate::wireguard::{
-    Announcement, Engine, EngineError, EngineSlot, NotAPeer, OwnKeys, PlanAction, Situation, TunnelStream, Userspace,
-    WireguardPlan, WireguardSecret, default_addresses, seal,
+    Announcement, Engine, EngineError, EngineSlot, Kernel, NotAPeer, OwnKeys, PlanAction, Situation, TunnelStream,
+    Userspace, WireguardPlan, WireguardSecret, default_addresses, seal,
 };
 
 /// Interval at which the plan is reviewed: keys rotate by time alone, and routes become proven.
@@ -81,9 +81,9 @@ pub(super) struct Started {
 }
 
 /// Starts the engine inside this process.
-pub(super) struct UserspaceStarter {
-    pub(super) me: NodeId,
-    pub(super) counters: Counters,
+struct UserspaceStarter {
+    me: NodeId,
+    counters: Counters,
 }
 
 #[async_trait]
@@ -124,6 +124,42 @@ impl WireguardHandle {
         };
         let _ = timeout(SWITCH_LIMIT, state.wait_for(is_settled)).await;
         self.state()
+    }
+}
+
+/// Starts the engine of the kernel.
+struct KernelStarter {
+    me: NodeId,
+    counters: Counters,
+}
+
+#[async_trait]
+impl EngineStarter for KernelStarter {
+    async fn start(&self, listens: &[SocketAddr]) -> Result<Started, EngineError> {
+        let (engine, streams) = Kernel::start(self.me, listens, self.counters.clone()).await?;
+        let listens = engine.addresses().to_vec();
+        Ok(Started { engine: Arc::new(engine), streams, listens })
+    }
+}
+
+/// What starts the configured engine of the node `me`.
+pub(super) fn engine_starter(device: WireguardDevice, me: NodeId, counters: Counters) -> Box<dyn EngineStarter> {
+    match device {
+        WireguardDevice::Userspace => Box::new(UserspaceStarter { me, counters }),
+        WireguardDevice::Kernel => Box::new(KernelStarter { me, counters }),
+    }
+}
+
+/// Removes the interface that an earlier process left over when it was killed, also if WireGuard is
+/// off or in userspace now: its peers could still reach this host.
+fn remove_left_over(me: &NodeId) {
+    match on_disk(|| Kernel::remove_left_over(me)) {
+        Ok(false) => {}
+        Ok(true) => info!("removed the WireGuard interface that an earlier process has left over"),
+        Err(error) => {
+            let why = with_causes(&error);
+            warn!(%why, "cannot remove the WireGuard interface that an earlier process has left over");
+        }
     }
 }
 
@@ -177,6 +213,7 @@ enum End {
 impl WireguardTask {
     /// Runs until `stop`. Ends earlier only with the cluster's task.
     pub(super) async fn run(mut self, stop: CancellationToken) -> PartResult {
+        remove_left_over(&self.part.store.node_id());
         stop.run_until_cancelled(self.keep_running()).await;
         self.part.slot.set(None);
         Ok(())

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use rustbalance_gossip::hash::{Label, labelled};
 use rustbalance_gossip::id::NodeId;
 
-use super::{WireguardKey, WireguardSecret};
+use super::{KernelError, WireguardKey, WireguardSecret};
 use crate::link::ChannelBinding;
 use crate::stream::BoxStream;
 
@@ -36,7 +36,7 @@ pub trait Engine: Send + Sync + 'static {
     /// See [`EngineError`].
     async fn dial(&self, to: NodeId, limit: Duration) -> Result<TunnelStream, EngineError>;
 
-    /// What is known of each peer of the desired state.
+    /// What is known of each peer of the desired state. Bytes may be counted up to a second later.
     fn status(&self) -> BTreeMap<NodeId, PeerStatus>;
 }
 
@@ -154,6 +154,9 @@ pub enum EngineError {
     /// The engine has stopped.
     #[error("WireGuard has stopped")]
     Stopped,
+    /// The kernel's WireGuard cannot be used.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
 }
 
 /// The channel binding of streams in the tunnel between two static keys; the same at both ends. A

@@ -1,4 +1,4 @@
-//! The addresses of this host that its default routes have.
+//! The addresses of this host, and those that it can send to.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
@@ -25,6 +25,15 @@ pub fn default_addresses(port: u16) -> Vec<SocketAddr> {
         Some(SocketAddr::new(source, port))
     });
     addresses.filter(is_possible).filter(|address| !address.ip().is_loopback()).collect()
+}
+
+/// Whether a host can be at this address, as far as a node that is bound to `bound` can tell.
+pub(super) fn is_usable(endpoint: SocketAddr, bound: &[IpAddr]) -> bool {
+    let ip = endpoint.ip();
+    // Else a hostile member could send this node's datagrams to its own local services.
+    let may_be_local = bound.iter().any(|bound| bound.is_ipv4() == ip.is_ipv4() && bound.is_loopback());
+    let has_family = bound.iter().any(|bound| bound.is_ipv4() == ip.is_ipv4());
+    is_possible(&endpoint) && has_family && (may_be_local || !ip.is_loopback())
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //!
 //! An [`Engine`] is a running WireGuard that carries byte streams between nodes. It works towards
 //! a [`Desired`] state, and knows neither records nor gossip. [`Userspace`] is the engine inside
-//! this process. [`WireguardRoute`] makes a [`crate::link::Route`] of any engine.
+//! this process, [`Kernel`] that of the Linux kernel. [`WireguardRoute`] makes a [`crate::link::Route`] of any engine.
 //!
 //! [`WireguardPlan`] computes the desired state from the members' announcements, which [`open`]
 //! opens, and from this node's own keys ([`OwnKeys`]), which rotate daily.
@@ -14,6 +14,7 @@ pub use engine::{
     channel_binding,
 };
 pub use host::default_addresses;
+pub use kernel::{Kernel, KernelError};
 pub use keys::{WeakKey, WireguardKey, WireguardSecret};
 pub use own_keys::{LIFETIME, OVERLAP, OwnKeys};
 pub use plan::{NotAPeer, PlanAction, Situation, WireguardPlan};
@@ -27,6 +28,7 @@ mod announcement;
 mod conformance;
 mod engine;
 mod host;
+mod kernel;
 mod keys;
 mod own_keys;
 mod plan;

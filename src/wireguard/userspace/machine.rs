@@ -15,12 +15,13 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::gate::HandshakeGate;
-use super::peer::{Delivered, Outgoing, PeerState, is_usable};
+use super::peer::{Delivered, Outgoing, PeerState};
 pub use super::stack::Blocked;
 use super::stack::StreamNews;
 use super::tunnel::{Kind, OwnKey, is_for_another_key};
 use crate::counters::{Counter, Counters};
 use crate::link::ChannelBinding;
+use crate::wireguard::host::is_usable;
 use crate::wireguard::{Desired, EngineError, MOST_ENDPOINTS, MOST_KEYS, MOST_PEERS, Peer, PeerStatus, WireguardKey};
 
 /// Interval of the timers of all tunnels (boringtun asks for 250 ms to 1 s).

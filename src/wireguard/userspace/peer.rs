@@ -1,7 +1,7 @@
 //! One peer: its tunnels, where it may be, and the streams with it.
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use rustbalance_gossip::address::mesh_address;
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::packet::Segment;
 use super::stack::Stack;
 use super::tunnel::{KeyPair, Kind, OwnKey, Received, Tunnel};
-use crate::wireguard::{Peer, PeerProblem, PeerStatus, WireguardKey, is_possible};
+use crate::wireguard::{Peer, PeerProblem, PeerStatus, WireguardKey};
 
 /// Silence after which the session is down: two keepalives and a half.
 const SILENCE: Duration = Duration::from_secs(40);
@@ -308,13 +308,4 @@ impl PeerState {
 pub(super) struct Delivered {
     pub(super) packet: Option<(Vec<u8>, KeyPair)>,
     pub(super) out: Vec<Outgoing>,
-}
-
-/// Whether a host can be at this address, as far as a node that is bound to `bound` can tell.
-pub(super) fn is_usable(endpoint: SocketAddr, bound: &[IpAddr]) -> bool {
-    let ip = endpoint.ip();
-    // Else a hostile member could send this node's datagrams to its own local services.
-    let may_be_local = bound.iter().any(|bound| bound.is_ipv4() == ip.is_ipv4() && bound.is_loopback());
-    let has_family = bound.iter().any(|bound| bound.is_ipv4() == ip.is_ipv4());
-    is_possible(&endpoint) && has_family && (may_be_local || !ip.is_loopback())
 }
