@@ -61,9 +61,13 @@ fn exposure(unit: &Path) -> f32 {
 
 #[test]
 fn the_unit_and_its_drop_ins_are_what_systemd_understands() {
-    for (drop_ins, most_exposed) in
-        [(&[][..], 1.2), (&["webrtc.conf"], 1.4), (&["lxc.conf"], 3.3), (&["lxc.conf", "webrtc.conf"], 3.5)]
-    {
+    for (drop_ins, most_exposed) in [
+        (&[][..], 1.2),
+        (&["webrtc.conf"], 1.4),
+        (&["wireguard-kernel.conf"], 1.5),
+        (&["lxc.conf"], 3.3),
+        (&["lxc.conf", "webrtc.conf"], 3.5),
+    ] {
         let (_folder, unit) = installed(drop_ins);
         let verified = analyze(&["verify", "--man=no"], &unit);
         let errors = String::from_utf8_lossy(&verified.stderr).into_owned();
@@ -118,6 +122,34 @@ fn the_lxc_drop_in_turns_off_all_that_needs_a_namespace_and_nothing_else() {
 }
 
 #[test]
+fn the_drop_in_for_the_kernels_wireguard_gives_one_capability_and_one_address_family() {
+    let text = packaging("wireguard-kernel.conf");
+    let settings: Vec<_> = text.lines().filter(|line| !line.starts_with(['#', '[']) && !line.is_empty()).collect();
+    assert_eq!(
+        settings,
+        [
+            "CapabilityBoundingSet=CAP_NET_ADMIN",
+            "AmbientCapabilities=CAP_NET_ADMIN",
+            "RestrictAddressFamilies=AF_NETLINK"
+        ]
+    );
+    // To systemd, this is all that the service may do more.
+    let allowed = |drop_ins: &[&str]| {
+        let (_folder, unit) = installed(drop_ins);
+        let output = analyze(&["security", "--offline=true", "--no-pager"], &unit).stdout;
+        let setting = |line: &str| line.strip_prefix("- ")?.split_whitespace().next().map(str::to_owned);
+        String::from_utf8_lossy(&output).lines().filter_map(setting).collect::<Vec<_>>()
+    };
+    let without = allowed(&[]);
+    let more: Vec<_> =
+        allowed(&["wireguard-kernel.conf"]).into_iter().filter(|setting| !without.contains(setting)).collect();
+    assert_eq!(
+        more,
+        ["AmbientCapabilities=", "RestrictAddressFamilies=~AF_NETLINK", "CapabilityBoundingSet=~CAP_NET_ADMIN"]
+    );
+}
+
+#[test]
 fn the_unit_does_what_the_documents_say() {
     let unit = packaging("rustbalance.service");
     let has = |line: &str| unit.lines().any(|there| there == line);
@@ -128,7 +160,7 @@ fn the_unit_does_what_the_documents_say() {
     assert!(!unit.contains("TimeoutStartSec=infinity"), "a start must not wait without limit for the network");
     assert!(!unit.contains("OOMScoreAdjust"), "the application must not be killed in this daemon's place");
     let readme = fs::read_to_string(repository().join("README.md")).unwrap();
-    for name in ["lxc.conf", "webrtc.conf"] {
+    for name in ["lxc.conf", "webrtc.conf", "wireguard-kernel.conf"] {
         assert!(readme.contains(name) && unit.contains(name), "{name} is not documented");
     }
 }

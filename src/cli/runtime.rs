@@ -18,7 +18,15 @@ pub(super) fn run(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::
 
 /// Runs a command on this number of worker threads.
 pub(super) fn run_on(threads: usize, command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    keep_capabilities();
     Builder::new_multi_thread().worker_threads(threads).enable_all().build()?.block_on(command)
+}
+
+/// Keeps what systemd has given to this process (`wireguard-kernel.conf`) from the programs that it
+/// starts, such as pluggable transports. Before there are other threads: each has a set of its own.
+fn keep_capabilities() {
+    // A kernel without ambient capabilities (before 4.3) has none to clear.
+    let _ = rustix::thread::clear_ambient_capability_set();
 }
 
 /// Worker threads of the daemon: those configured, or else one for two processors that this
@@ -51,5 +59,31 @@ mod tests {
             };
             run_on(daemon_threads(Some(threads)), check).unwrap();
         }
+    }
+
+    #[test]
+    fn a_program_that_is_started_gets_no_capability_by_inheritance() {
+        use rustix::thread::{CapabilitySet, capabilities, configure_capability_in_ambient_set, set_capabilities};
+        let ambient = || {
+            let output = std::process::Command::new("cat").arg("/proc/self/status").output().unwrap().stdout;
+            let status = String::from_utf8(output).unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("CapAmb:")).unwrap();
+            u64::from_str_radix(line.trim(), 16).unwrap()
+        };
+        let of_a_thread = std::thread::spawn(move || {
+            let mut sets = capabilities(None).unwrap();
+            sets.inheritable |= sets.permitted;
+            set_capabilities(None, sets).unwrap();
+            // Without privileges there is nothing to inherit.
+            if configure_capability_in_ambient_set(CapabilitySet::NET_ADMIN, true).is_ok() {
+                assert_ne!(ambient(), 0);
+            }
+            run(async move {
+                assert_eq!(ambient(), 0);
+                Ok(())
+            })
+            .unwrap();
+        });
+        of_a_thread.join().unwrap();
     }
 }
