@@ -58,8 +58,8 @@
 //!         }
 //!     });
 //!     let (engine, store) = (net.engine(), Arc::new(Store::open(&dir)?));
-//!     let live = LiveConfig::new(Config::load(&dir)?);
-//!     tokio::spawn(async move { Box::pin(run_on(engine, store, &live, stop)).await });
+//!     let live = Arc::new(LiveConfig::new(Config::load(&dir)?));
+//!     tokio::spawn(async move { Box::pin(run_on(engine, store, live, stop)).await });
 //!     Ok(())
 //! }
 //!
@@ -147,6 +147,7 @@ pub mod open_files;
 mod places;
 pub mod proxy;
 pub mod publish;
+mod redact;
 mod shell;
 pub mod store;
 pub mod stream;

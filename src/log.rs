@@ -1,7 +1,8 @@
 //! The log on standard error: its levels and its formats.
 //!
 //! Enter with [`init`], once. Our own crates log at the requested level (the daemon: `info`, the
-//! other commands: `warn`, one more for each `-v`). Everything else, Arti included, logs at `warn`,
+//! other commands: `warn`, one more for each `-v`); [`set_level`] changes it, for `[log] level` in
+//! the configuration. Everything else, Arti included, logs at `warn`,
 //! except warnings that only repeat themselves ([`REPEATED_WARNINGS`]). The environment variable
 //! `RUSTBALANCE_LOG` replaces all of these filters, in the syntax of `tracing`
 //! (`info,tor_hsservice=debug`).
@@ -10,15 +11,20 @@
 //! have types that do not show them. Lines for systemd's journal have no time and no colour, which
 //! the journal adds itself, and carry the level in the journal's notation.
 
+use std::collections::VecDeque;
 use std::fmt;
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
+use std::sync::OnceLock;
 
+use parking_lot::Mutex;
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::{Format, Full, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
 use crate::tor::arti::REPEATED_WARNINGS;
 
@@ -41,6 +47,92 @@ pub enum LogFormat {
     Json,
 }
 
+/// The level at which our own crates log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogLevel {
+    /// What an operator should look at.
+    Warn,
+    /// Also what happens rarely.
+    Info,
+    /// Also each decision.
+    Debug,
+    /// Also each event.
+    Trace,
+}
+
+impl LogLevel {
+    /// All levels, from the least to the most.
+    pub const ALL: [Self; 4] = [Self::Warn, Self::Info, Self::Debug, Self::Trace];
+
+    /// The level that the command line asks for: 0 is [`LogLevel::Warn`], and so on.
+    fn of_verbosity(verbosity: u8) -> Self {
+        let last = Self::ALL.len() - 1;
+        Self::ALL.get(usize::from(verbosity).min(last)).copied().unwrap_or(Self::Trace)
+    }
+
+    /// The name, as in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+/// The filter of the process, once logging has started.
+static FILTER: OnceLock<ChangeableFilter> = OnceLock::new();
+
+struct ChangeableFilter {
+    handle: reload::Handle<EnvFilter, Registry>,
+    /// The level that the command line asks for.
+    at_start: LogLevel,
+    /// True if [`FILTER_VARIABLE`] has the filters.
+    is_fixed: bool,
+}
+
+/// Has our own crates log at this level from now on; `None`: at that of the command line. False if
+/// it has no effect, because [`FILTER_VARIABLE`] has the filters.
+pub fn set_level(level: Option<LogLevel>) -> bool {
+    let Some(filter) = FILTER.get().filter(|filter| !filter.is_fixed) else { return false };
+    let wanted = EnvFilter::new(default_filter(level.unwrap_or(filter.at_start)));
+    // It fails only if the subscriber is gone, and it lasts as long as the process.
+    filter.handle.reload(wanted).is_ok()
+}
+
+/// Most lines of the log that are kept in memory, for a report.
+const RECENT_LINES: usize = 400;
+/// Longest such line, in bytes; together they take 200 kB at most.
+const RECENT_LENGTH: usize = 500;
+
+/// The last lines of the log, the oldest first.
+static RECENT: Mutex<VecDeque<String>> = Mutex::new(VecDeque::new());
+
+/// The last lines of this process's log, the oldest first.
+pub fn recent() -> Vec<String> {
+    RECENT.lock().iter().cloned().collect()
+}
+
+/// Keeps each line that is written to it. The formatter writes a line at once.
+struct RecentWriter;
+
+impl Write for RecentWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let line = String::from_utf8_lossy(bytes.get(..RECENT_LENGTH).unwrap_or(bytes)).trim_end().to_owned();
+        let mut lines = RECENT.lock();
+        if lines.len() == RECENT_LINES {
+            lines.pop_front();
+        }
+        lines.push_back(line);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Why logging could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
@@ -54,31 +146,32 @@ pub enum LogError {
 
 /// Starts logging. `verbosity` is 0 for our warnings, 1 for `info`, 2 for `debug`, 3 for `trace`.
 pub fn init(format: LogFormat, verbosity: u8) -> Result<(), LogError> {
-    let filter = match std::env::var(FILTER_VARIABLE) {
-        Ok(text) if !text.is_empty() => {
-            EnvFilter::try_new(format!("{text},{NEVER}")).map_err(|error| LogError::Filter(text, error))?
-        }
-        _ => EnvFilter::new(default_filter(verbosity)),
+    let given = std::env::var(FILTER_VARIABLE).ok().filter(|text| !text.is_empty());
+    let (at_start, is_fixed) = (LogLevel::of_verbosity(verbosity), given.is_some());
+    let filter = match given {
+        Some(text) => EnvFilter::try_new(format!("{text},{NEVER}")).map_err(|error| LogError::Filter(text, error))?,
+        None => EnvFilter::new(default_filter(at_start)),
     };
+    let (filter, handle) = reload::Layer::new(filter);
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let ansi = io::stderr().is_terminal() && !plain;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(ansi);
-    match format {
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
-        LogFormat::Text if is_journal() => builder.event_format(Journal(Format::default().without_time())).try_init(),
-        LogFormat::Text => builder.try_init(),
-    }
-    .map_err(|_| LogError::Twice)
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(ansi);
+    let lines = match format {
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+        LogFormat::Text if is_journal() => lines.event_format(Journal(Format::default().without_time())).boxed(),
+        LogFormat::Text => lines.boxed(),
+    };
+    // Without colours, and in one format, whatever the log has.
+    let recent = tracing_subscriber::fmt::layer().with_writer(|| RecentWriter).with_ansi(false);
+    tracing_subscriber::registry().with(filter).with(lines).with(recent).try_init().map_err(|_| LogError::Twice)?;
+    // Set once: a second start of logging has failed above.
+    let _ = FILTER.set(ChangeableFilter { handle, at_start, is_fixed });
+    Ok(())
 }
 
-/// The filters of this verbosity.
-fn default_filter(verbosity: u8) -> String {
-    let ours = match verbosity {
-        0 => "warn",
-        1 => "info",
-        2 => "debug",
-        _ => "trace",
-    };
+/// The filters of this level.
+fn default_filter(level: LogLevel) -> String {
+    let ours = level.name();
     format!("warn,{REPEATED_WARNINGS},{WIREGUARD},{NEVER},rustbalance={ours},rustbalance_gossip={ours}")
 }
 
@@ -113,8 +206,6 @@ where
 mod tests {
     use super::*;
     use std::sync::Arc;
-
-    use parking_lot::Mutex;
 
     #[derive(Clone, Default)]
     struct Lines(Arc<Mutex<Vec<u8>>>);
@@ -151,10 +242,10 @@ mod tests {
     #[test]
     fn own_messages_are_logged_and_artis_details_are_not() {
         assert_eq!(
-            logged(&default_filter(1)),
+            logged(&default_filter(LogLevel::Info)),
             "<4> WARN tor_guardmgr: guard\n<6> INFO rustbalance::node: ours count=3\n"
         );
-        assert_eq!(logged(&default_filter(0)), "<4> WARN tor_guardmgr: guard\n");
-        assert!(logged(&default_filter(2)).contains("<7>DEBUG rustbalance_gossip: detail\n"));
+        assert_eq!(logged(&default_filter(LogLevel::Warn)), "<4> WARN tor_guardmgr: guard\n");
+        assert!(logged(&default_filter(LogLevel::Debug)).contains("<7>DEBUG rustbalance_gossip: detail\n"));
     }
 }

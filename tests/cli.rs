@@ -4,6 +4,7 @@
 // Clippy's exception for tests does not cover the helper functions.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -66,6 +67,9 @@ fn help_names_every_command() {
         "invite",
         "join",
         "status",
+        "check",
+        "bugreport",
+        "reload",
         "leave",
         "drain",
         "resume",
@@ -142,6 +146,7 @@ fn commands_for_a_daemon_that_does_not_run_have_exit_code_3() {
         &["leave"],
         &["drain"],
         &["resume"],
+        &["reload"],
         &["evict", "abcdefgh"],
         &["acknowledge", "abcd1234"],
         &["wireguard", "status"],
@@ -383,6 +388,111 @@ fn a_join_that_fails_leaves_no_trace() {
     assert_eq!(done.code, 1);
     assert!(done.err.starts_with("error: ") && done.err.contains("allow_onion_addrs"), "{}", done.err);
     assert!(!dir.exists());
+}
+
+/// The findings of `check --json` by what was inspected: severity, value and advice.
+fn checked(dir: &Path) -> (i32, BTreeMap<String, (String, String, String)>) {
+    let done = run(dir, &["check", "--json"]);
+    assert!(done.err.is_empty(), "{}", done.err);
+    let report: serde_json::Value = serde_json::from_str(&done.out).unwrap();
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let findings = report["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|it| (text(&it["check"]), (text(&it["severity"]), text(&it["value"]), text(&it["advice"]))));
+    let findings: BTreeMap<_, _> = findings.collect();
+    let count = |wanted: &str| findings.values().filter(|(severity, ..)| severity == wanted).count();
+    assert_eq!(
+        (report["problems"].as_u64(), report["warnings"].as_u64()),
+        (Some(count("problem") as u64), Some(count("warning") as u64))
+    );
+    (done.code, findings)
+}
+
+#[test]
+fn check_finds_what_is_wrong_with_a_node_and_changes_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("node");
+    let (code, findings) = checked(&dir);
+    assert_eq!((code, findings["state directory"].0.as_str()), (1, "problem"), "{findings:?}");
+    assert!(!dir.exists(), "the check has made the directory");
+
+    let socket = home.path().join("app.sock");
+    assert_eq!(run(&dir, &["init", "--target", &format!("unix:{}", socket.display())]).code, 0);
+    let before = contents(home.path());
+    let (code, findings) = checked(&dir);
+    assert_eq!(code, 0, "{findings:?}");
+    for fine in ["clock", "state directory", "configuration", "Tor's settings", "control socket", "daemon"] {
+        assert_eq!(findings[fine].0, "fine", "{fine}: {findings:?}");
+    }
+    let (severity, value, advice) = &findings["target of port 80"];
+    assert_eq!((severity.as_str(), value.as_str()), ("warning", format!("unix:{}", socket.display()).as_str()));
+    assert!(advice.contains("start the application"), "{advice}");
+    assert_eq!(contents(home.path()), before);
+
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let (code, findings) = checked(&dir);
+    assert_eq!((code, findings["target of port 80"].0.as_str()), (0, "fine"), "{findings:?}");
+
+    // All at once: each has its own line.
+    let (key, config) = (dir.join("node.key"), dir.join("rustbalance.toml"));
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, format!("{text}\n[arti.logging]\nx = 1\n")).unwrap();
+    let before = contents(home.path());
+    let (code, findings) = checked(&dir);
+    assert_eq!(code, 1);
+    let problem = |check: &str| {
+        assert_eq!(findings[check].0, "problem", "{check}: {findings:?}");
+        findings[check].2.clone()
+    };
+    assert!(problem("state directory").contains("chmod -R go= "), "{findings:?}");
+    assert!(problem("Tor's settings").contains("logging"), "{findings:?}");
+    assert_eq!(contents(home.path()), before);
+    let done = run(&dir, &["check"]);
+    assert_eq!(done.code, 1);
+    assert!(done.out.contains("PROBLEM  state directory ") && done.out.contains("2 problems, "), "{}", done.out);
+
+    // A file that is damaged, of the right mode.
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::fs::write(&key, "damaged").unwrap();
+    let (_, findings) = checked(&dir);
+    assert!(findings["state directory"].2.contains("node.key"), "{findings:?}");
+}
+
+#[test]
+fn a_bug_report_shows_no_address_and_overwrites_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("node");
+    assert_eq!(run(&dir, &["init", "--target", "unix:/run/none/app.sock"]).code, 0);
+    let address = std::fs::read_dir(dir.join("services")).unwrap().next().unwrap().unwrap().file_name();
+    let config = dir.join("rustbalance.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let changed = text.replace("# weight = 1", "weight = 3").replace("# listen = [", "listen = [");
+    let bridges = "[arti.bridges]\nbridges = [\"192.0.2.7:443 0123456789012345678901234567890123456789\"]\n";
+    std::fs::write(&config, format!("{changed}\n{bridges}")).unwrap();
+    let file = home.path().join("report");
+    let done = run(&dir, &["bugreport", file.to_str().unwrap()]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    let report = std::fs::read_to_string(&file).unwrap();
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    for part in [
+        "# Versions\n\nrustbalance ",
+        "no daemon runs in ",
+        "[node] weight changed from 1 to 3\n",
+        "[wireguard] listen changed from unset to [\"(address)\"]\n",
+        "[arti] changed",
+        "ok       clock ",
+    ] {
+        assert!(report.contains(part), "{part:?} is not in {report}");
+    }
+    for secret in [address.to_str().unwrap(), "192.0.2.7", "203.0.113.7", "0123456789"] {
+        assert!(!report.contains(secret), "{secret:?} is in {report}");
+    }
+    let again = run(&dir, &["bugreport", file.to_str().unwrap()]);
+    assert_eq!((again.code, std::fs::read_to_string(&file).unwrap()), (1, report), "{}", again.err);
+    assert!(run(&dir, &["bugreport"]).out.starts_with("# Versions\n"));
 }
 
 #[test]

@@ -97,6 +97,14 @@ impl Daemon {
             .unwrap()
     }
 
+    /// Changes the configuration file, as an editor does: by a new file.
+    fn configure(&self, change: impl FnOnce(String) -> String) {
+        let path = self.dir().join("rustbalance.toml");
+        let new = self.folder.path().join("new.toml");
+        fs::write(&new, change(fs::read_to_string(&path).unwrap())).unwrap();
+        fs::rename(new, path).unwrap();
+    }
+
     fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap()
     }
@@ -148,19 +156,128 @@ impl Drop for Daemon {
 }
 
 #[test]
-fn a_hangup_changes_nothing_and_says_how_to_apply_a_configuration() {
+fn a_changed_configuration_is_applied_or_refused_whole_by_hangup_and_by_command() {
     let mut daemon = Daemon::founded();
     // The tests may run under nohup, which ignores the signal.
     daemon.start(&["env", "--default-signal=HUP"], |_| {});
     daemon.until_it_can_be_asked();
-    for _ in 0..2 {
+    let reload = |daemon: &Daemon, options: &[&str]| {
+        let output = daemon.command(&[&["reload"], options].concat());
+        let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap()).concat();
+        (output.status.code(), text)
+    };
+    let (code, text) = reload(&daemon, &[]);
+    assert!(code == Some(0) && text.starts_with("nothing has changed in /"), "{text}");
+
+    daemon.configure(|text| text.replace("# streams = 4096", "streams = 99"));
+    daemon.signal(Signal::HUP);
+    let applied = "[limits] streams changed from 4096 to 99";
+    daemon.until("SIGHUP applies the file", |daemon| daemon.log().contains(applied));
+
+    assert!(!daemon.log().contains("DEBUG"), "{}", daemon.log());
+    daemon.configure(|text| text.replace("# level = \"info\"", "level = \"debug\""));
+    assert_eq!(reload(&daemon, &[]).1, "[log] level changed from unset to \"debug\": applied\n");
+    daemon.until("it logs more", |daemon| daemon.log().contains("DEBUG"));
+
+    daemon.configure(|text| text.replace("# weight = 1", "weight = 3").replace("# failures = 3", "failuers = 4"));
+    let (code, text) = reload(&daemon, &[]);
+    assert_eq!(code, Some(1), "{text}");
+    for part in ["the running configuration stays", "rustbalance.toml: line ", ", column 1: ", "mean \"failures\"?"] {
+        assert!(text.contains(part), "{part:?} is not in {text}");
+    }
+    daemon.signal(Signal::HUP);
+    let refusals = |daemon: &Daemon| daemon.log().matches("the configuration is refused").count();
+    daemon.until("SIGHUP is refused, too", |daemon| refusals(daemon) == 2);
+
+    daemon.configure(|text| {
+        text.replace("failuers = 4", "failures = 4").replace("# heartbeat = \"2s\"", "heartbeat = \"3s\"")
+    });
+    let (code, text) = reload(&daemon, &[]);
+    assert_eq!(code, Some(5), "{text}");
+    assert_eq!(
+        text,
+        "[node] weight changed from 1 to 3: applied\n[health] failures changed from 3 to 4: applied\n\
+         [cluster] heartbeat changed from \"2s\" to \"3s\": takes effect after a restart\n"
+    );
+    let (code, text) = reload(&daemon, &["--lenient"]);
+    assert!(code == Some(0) && text.starts_with("[cluster] heartbeat changed"), "{text}");
+    assert!(!daemon.log().contains(".onion"), "{}", daemon.log());
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.end(), Some(0));
+    assert_eq!(reload(&daemon, &[]).0, Some(3), "no daemon runs");
+}
+
+#[test]
+fn hangups_during_the_start_the_run_and_the_stop_do_no_harm() {
+    let mut daemon = Daemon::founded();
+    daemon.start(&["env", "--default-signal=HUP"], |_| {});
+    // From the first moment at which the program can handle the signal.
+    let handles_hangup = |daemon: &Daemon| {
+        let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid().as_raw_nonzero())).unwrap_or_default();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap_or("0").trim();
+        u64::from_str_radix(caught, 16).unwrap() & 1 == 1
+    };
+    while !handles_hangup(&daemon) {
+        assert!(!daemon.has_ended(), "{}", daemon.log());
+    }
+    for _ in 0..10 {
+        daemon.signal(Signal::HUP);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    daemon.until_it_can_be_asked();
+    daemon.configure(|text| text.replace("# streams = 4096", "streams = 9"));
+    // Every second file has a mistake.
+    for number in 0..100 {
+        let key = if number % 2 == 0 { "streams" } else { "straems" };
+        daemon
+            .configure(|text| text.replace("straems = 9", "streams = 9").replace("streams = 9", &format!("{key} = 9")));
         daemon.signal(Signal::HUP);
     }
-    daemon.until("it answers SIGHUP in the log", |daemon| daemon.log().contains("SIGHUP: the daemon does not reload"));
-    assert!(daemon.log().contains("systemctl restart rustbalance"), "{}", daemon.log());
-    std::thread::sleep(Duration::from_millis(500));
-    daemon.until_it_can_be_asked();
+    daemon.configure(|text| text.replace("straems = 9", "streams = 9").replace("streams = 9", "streams = 77"));
+    daemon.signal(Signal::HUP);
+    daemon.until("the last file is in use", |daemon| daemon.log().contains(" to 77"));
+    assert!(daemon.command(&["status"]).status.success());
+    let report = String::from_utf8(daemon.command(&["bugreport"]).stdout).unwrap();
+    assert!(report.contains("[limits] streams changed from 4096 to 77") && report.contains(" to 77"), "{report}");
+    assert!(report.contains("the configuration is refused") && !report.contains(".onion"), "{report}");
+    let checked = daemon.command(&["check"]);
+    let text = String::from_utf8(checked.stdout).unwrap();
+    assert!(checked.status.success() && text.contains(" runs, and connects to Tor: "), "{text}");
     daemon.signal(Signal::TERM);
+    for _ in 0..20 {
+        if daemon.has_ended() {
+            break;
+        }
+        daemon.signal(Signal::HUP);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(daemon.end(), Some(0));
+}
+
+#[test]
+fn systemd_is_notified_of_the_begin_and_the_end_of_a_reload() {
+    let mut daemon = Daemon::founded();
+    let path = daemon.folder.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let heard = |wanted: &str| loop {
+        let mut buffer = [0; 4096];
+        let length = socket.recv(&mut buffer).expect("the daemon does not notify systemd");
+        let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        if text.contains(wanted) {
+            return text;
+        }
+    };
+    daemon.start(&[], |command| {
+        command.env("NOTIFY_SOCKET", &path);
+    });
+    heard("READY=1");
+    assert!(daemon.command(&["reload"]).status.success());
+    let begin = heard("RELOADING=1");
+    assert!(begin.contains("MONOTONIC_USEC="), "{begin}");
+    heard("READY=1");
+    daemon.signal(Signal::TERM);
+    heard("STOPPING=1");
     assert_eq!(daemon.end(), Some(0));
 }
 

@@ -32,6 +32,7 @@ const DAEMON: Floors = &[
     ("discovery", 1),
     ("frame", 0),
     ("places", 0),
+    ("redact", 0),
     ("shell", 0),
     ("stream", 0),
     ("sync", 0),

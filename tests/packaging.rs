@@ -31,9 +31,9 @@ fn installed(drop_ins: &[&str]) -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let unit = folder.path().join("rustbalance.service");
     let text = packaging("rustbalance.service");
-    let program = "ExecStart=/usr/local/bin/rustbalance ";
-    assert!(text.contains(program));
-    fs::write(&unit, text.replace(program, "ExecStart=/bin/true ")).unwrap();
+    let program = "=/usr/local/bin/rustbalance ";
+    assert_eq!(text.matches(program).count(), 2);
+    fs::write(&unit, text.replace(program, "=/bin/true ")).unwrap();
     let beside = folder.path().join("rustbalance.service.d");
     fs::create_dir(&beside).unwrap();
     for name in drop_ins {
@@ -57,6 +57,24 @@ fn exposure(unit: &Path) -> f32 {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let (_, level) = text.split_once("Overall exposure level for rustbalance.service: ").expect(&text);
     level.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+/// `systemctl reload` must fail if the configuration is refused, so it runs a command that waits for
+/// the outcome; and that command must be one that the program knows, for the directory of the node.
+#[test]
+fn the_unit_reloads_the_configuration_of_the_node_that_it_runs() {
+    let unit = packaging("rustbalance.service");
+    let command = |name: &str| {
+        let line = unit.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.split(' ').map(str::to_owned).collect::<Vec<_>>()
+    };
+    let (start, reload) = (command("ExecStart="), command("ExecReload="));
+    assert_eq!(reload[..3], start[..3]);
+    let folder = tempfile::tempdir().unwrap();
+    let mut program = Command::new(env!("CARGO_BIN_EXE_rustbalance"));
+    let output = program.args(["--dir", folder.path().to_str().unwrap()]).args(&reload[3..]).output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "no daemon runs there, but {output:?}");
+    assert!(unit.lines().any(|line| line == "Type=notify"), "the daemon reports the begin and the end of a reload");
 }
 
 #[test]

@@ -97,6 +97,8 @@ pub enum Event {
     Tick,
     /// The points from before a restart.
     Restored(Vec<Stored>),
+    /// This number of points is to be kept from now on.
+    Want(usize),
     /// Whether new relays may be chosen: not before the relays of the others are known. True until
     /// this event says otherwise.
     MayChoose(bool),
@@ -206,6 +208,7 @@ impl Machine for BalancePlan {
         match event {
             Event::Tick => {}
             Event::Restored(stored) => self.restore(stored, now),
+            Event::Want(want) => self.want = want,
             Event::MayChoose(may) => self.may_choose = may,
             Event::RelaysOfOthers { must_leave, avoid } => {
                 self.must_leave = must_leave;

@@ -74,7 +74,7 @@ pub struct Balance {
     /// The queue for client streams.
     pub streams: mpsc::Sender<Incoming>,
     /// How many points to keep.
-    pub points: usize,
+    pub points: watch::Receiver<usize>,
     /// The current requirements of the cluster.
     pub wanted: watch::Receiver<WantedPoints>,
     /// The points to advertise, written by the task.
@@ -86,6 +86,8 @@ pub struct Balance {
 /// An input of the shell.
 enum Input {
     WantedPoints(WantedPoints),
+    /// Another number of points is to be kept.
+    Number(usize),
     /// It is time to count introductions.
     Count,
     Opened(SlotId, Result<(Arc<dyn OpenIntroPoint>, PointNonce), String>),
@@ -125,7 +127,8 @@ impl Balance {
         let stored = self.store.restore()?;
         self.wanted.mark_changed();
         let known = stored.iter().map(|stored| (stored.slot, stored.clone())).collect();
-        let (plan, count) = (BalancePlan::new(self.points), tokio::time::interval(COUNT_EVERY));
+        let points = *self.points.borrow_and_update();
+        let (plan, count) = (BalancePlan::new(points), tokio::time::interval(COUNT_EVERY));
         let shell = BalanceShell { balance: self, open: BTreeMap::new(), known, count };
         let mut driver = Driver::new(plan, shell, Clock::start());
         // Stored points come first: new ones are only for what is missing after that.
@@ -138,9 +141,11 @@ impl Shell<BalancePlan> for BalanceShell {
     type Input = Input;
 
     async fn next(&mut self) -> Option<Input> {
-        let wanted = &mut self.balance.wanted;
+        let Balance { wanted, points, .. } = &mut self.balance;
         tokio::select! {
             changed = wanted.changed() => changed.ok().map(|()| Input::WantedPoints(wanted.borrow_and_update().clone())),
+            // Without a sender the number does not change any further.
+            Ok(()) = points.changed() => Some(Input::Number(*points.borrow_and_update())),
             _ = self.count.tick() => Some(Input::Count),
         }
     }
@@ -150,6 +155,7 @@ impl Shell<BalancePlan> for BalanceShell {
             Input::WantedPoints(WantedPoints { others_points_known, must_leave, avoid }) => {
                 vec![Event::RelaysOfOthers { must_leave, avoid }, Event::MayChoose(others_points_known)]
             }
+            Input::Number(points) => vec![Event::Want(points)],
             Input::Count => self.count(),
             Input::Opened(slot, Ok((handle, nonce))) => vec![self.opened(slot, handle, nonce, jobs)],
             Input::Opened(slot, Err(error)) => {

@@ -14,11 +14,11 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use rustbalance_gossip::coordinator::LISTEN_BEFORE_ADMITTING;
 use rustbalance_gossip::id::ClusterId;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 use zeroize::Zeroizing;
 
 use super::output::{plural, print_line, print_note};
-use super::progress::Progress;
+use super::progress::{Progress, bootstrap};
 use super::targets::{self, AssignedTargets, TargetOption};
 use super::wireguard::{self, ListenOption};
 use super::{Context, Usage, run, runtime};
@@ -33,8 +33,6 @@ use crate::tor::arti::{ArtiConfig, ArtiEngine};
 use crate::tor::{Engine, TorError};
 use crate::typed;
 
-/// How long Tor's bootstrap may make no progress before the join fails.
-const BOOTSTRAP_PATIENCE: Duration = Duration::from_secs(180);
 /// Time limit for one attempt to connect to the cluster's address.
 const DIAL_LIMIT: Duration = Duration::from_secs(90);
 /// Pauses between attempts to reach the cluster.
@@ -171,35 +169,6 @@ async fn redeem_over_tor(
     drop(progress);
     engine.shutdown().await;
     outcome
-}
-
-/// Waits until Tor is ready.
-async fn bootstrap(engine: &Arc<ArtiEngine>, progress: &mut Progress) -> anyhow::Result<()> {
-    let mut state = engine.bootstrap();
-    let mut furthest = -1.0;
-    let mut since = tokio::time::Instant::now();
-    loop {
-        let now = state.borrow_and_update().clone();
-        if now.ready {
-            return Ok(());
-        }
-        if now.fraction > furthest {
-            (furthest, since) = (now.fraction, tokio::time::Instant::now());
-        }
-        let text = if now.message.is_empty() { "connecting to Tor".into() } else { format!("Tor: {}", now.message) };
-        progress.step(&text, Some(now.fraction));
-        let left = BOOTSTRAP_PATIENCE.saturating_sub(since.elapsed());
-        match timeout(left, state.changed()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => bail!("Tor has stopped: {}", now.message),
-            Err(_) => bail!(
-                "Tor's bootstrap does not get beyond {:.0} % ({}): check this machine's network and clock, and whether it needs \
-                 bridges (--arti-config)",
-                now.fraction * 100.0,
-                now.message
-            ),
-        }
-    }
 }
 
 /// Connects to the cluster and redeems the token, repeatedly if that may help.

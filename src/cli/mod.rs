@@ -3,7 +3,8 @@
 //! [`main`] is the entry point. The commands decide nothing: they read the options, call the
 //! library or ask the daemon over its control socket, and print the result. Exit codes: 0 done, 1
 //! failed, 2 wrong usage, 3 no daemon runs, 4 the daemon cannot run until the operator has fixed
-//! something, so a supervisor need not try again.
+//! something, so a supervisor need not try again, 5 done, but some of it takes effect only after a
+//! restart.
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -20,6 +21,8 @@ use crate::shell;
 
 mod acknowledge;
 mod ask;
+mod bugreport;
+mod check;
 mod drain;
 mod evict;
 mod init;
@@ -28,6 +31,7 @@ mod join;
 mod leave;
 mod output;
 mod progress;
+mod reload;
 mod resume;
 mod run;
 mod runtime;
@@ -50,6 +54,8 @@ const NOT_RUNNING: u8 = 3;
 /// Exit code of a daemon that cannot run until the operator has fixed something.
 /// `rustbalance.service` names it, so that systemd does not start the daemon again.
 const NEEDS_OPERATOR: u8 = 4;
+/// Exit code of `reload` if some changes take effect only after a restart.
+const AFTER_RESTART: u8 = 5;
 
 /// The state directory of the machine's own node: root's, and that of `rustbalance.service`.
 const SYSTEM_DIR: &str = "/var/lib/rustbalance";
@@ -103,6 +109,12 @@ enum Command {
     Join(join::Options),
     /// Show how the running node sees the cluster
     Status(status::Options),
+    /// Inspect what this machine's node needs: files, configuration, clock, limits, targets
+    Check(check::Options),
+    /// Write a report about this machine's node that shows no secret and no address
+    Bugreport(bugreport::Options),
+    /// Apply the changed configuration to the running node, without dropping a stream
+    Reload(reload::Options),
     /// Say goodbye to the other nodes, and stop this one; it stays a member
     Leave(leave::Options),
     /// Take no new clients on this node until `resume`, even after a restart
@@ -175,7 +187,7 @@ pub fn main() -> ExitCode {
         }
     };
     match execute(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         // The reader of the output has closed the pipe, as `head` does.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
@@ -185,9 +197,12 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn execute(cli: Cli) -> anyhow::Result<()> {
+fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
     let context = context(cli.global)?;
-    match cli.command {
+    let done = match cli.command {
+        Command::Check(options) => return runtime::run(check::execute(&context, options)),
+        Command::Reload(options) => return runtime::run(reload::execute(&context, options)),
+        Command::Bugreport(options) => runtime::run(bugreport::execute(&context, options)),
         Command::Init(options) => runtime::run(init::execute(&context, options)),
         Command::Run(options) => run::execute(&context, options),
         Command::Invite(options) => runtime::run(invite::execute(&context, options)),
@@ -200,7 +215,8 @@ fn execute(cli: Cli) -> anyhow::Result<()> {
         Command::Vanity(options) => runtime::run(vanity::execute(&context, options)),
         Command::Wireguard(options) => runtime::run(wireguard::execute(&context, options)),
         Command::Acknowledge(options) => runtime::run(acknowledge::execute(&context, options)),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 fn context(global: Global) -> anyhow::Result<Context> {

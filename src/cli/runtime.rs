@@ -12,12 +12,12 @@ use std::thread::available_parallelism;
 use tokio::runtime::Builder;
 
 /// Runs a command that is not the daemon.
-pub(super) fn run(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+pub(super) fn run<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     run_on(1, command)
 }
 
 /// Runs a command on this number of worker threads.
-pub(super) fn run_on(threads: usize, command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+pub(super) fn run_on<T>(threads: usize, command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     keep_capabilities();
     Builder::new_multi_thread().worker_threads(threads).enable_all().build()?.block_on(command)
 }

@@ -10,60 +10,75 @@ use super::{Config, FILE_NAME, tables};
 struct Document(String);
 
 impl Document {
-    fn heading(&mut self, title: &str, effect: Effect, meaning: &str) {
-        let change = match effect {
-            Effect::Running => "A change needs a restart until the daemon can reload its configuration.",
-            Effect::Restart => "A change needs a restart.",
-        };
-        let _ = write!(self.0, "\n## {title}\n\n{meaning}{change}\n");
+    fn heading(&mut self, title: &str, meaning: &str) {
+        let _ = write!(self.0, "\n## {title}\n");
+        if !meaning.is_empty() {
+            let _ = write!(self.0, "\n{meaning}\n");
+        }
     }
 
     fn columns(&mut self) {
-        self.0.push_str("\n| key | default | allowed | meaning |\n|---|---|---|---|\n");
+        self.0.push_str("\n| key | default | allowed | a change needs | meaning |\n|---|---|---|---|---|\n");
     }
 
-    fn row<V: Value>(&mut self, name: &str, default: &str, allowed: &V::Allowed, meaning: &str) {
-        let allowed = V::allowed(allowed).unwrap_or_default();
-        let _ = writeln!(self.0, "| `{name}` | {default} | {allowed} | {meaning} |");
+    fn row<V: Value>(&mut self, name: &str, effect: Effect, default: &str, allowed: &V::Allowed, meaning: &str) {
+        let (allowed, needs) = (V::allowed(allowed).unwrap_or_default(), needs(effect));
+        let _ = writeln!(self.0, "| `{name}` | {default} | {allowed} | {needs} | {meaning} |");
+    }
+}
+
+/// What an operator does for a changed value to take effect.
+fn needs(effect: Effect) -> &'static str {
+    match effect {
+        Effect::Running => "reload",
+        Effect::Restart => "restart",
     }
 }
 
 impl KeyVisitor for Document {
-    fn table(&mut self, name: &'static str, effect: Effect, meaning: &'static str) {
-        self.heading(&format!("`[{name}]`"), effect, &format!("{meaning} "));
+    fn table(&mut self, name: &'static str, meaning: &'static str) {
+        self.heading(&format!("`[{name}]`"), meaning);
         self.columns();
     }
 
-    fn key<V: Value>(&mut self, name: &'static str, allowed: V::Allowed, value: &mut V, meaning: &'static str) {
-        self.row::<V>(name, &format!("`{}`", value.show()), &allowed, meaning);
+    fn key<V: Value>(
+        &mut self,
+        name: &'static str,
+        effect: Effect,
+        allowed: V::Allowed,
+        value: &mut V,
+        meaning: &'static str,
+    ) {
+        self.row::<V>(name, effect, &format!("`{}`", value.show()), &allowed, meaning);
     }
 
     fn optional<V: Value>(
         &mut self,
         name: &'static str,
+        effect: Effect,
         allowed: V::Allowed,
         _value: &mut Option<V>,
         example: V,
         meaning: &'static str,
     ) {
-        self.row::<V>(name, &format!("none; for example `{}`", example.show()), &allowed, meaning);
+        self.row::<V>(name, effect, &format!("none; for example `{}`", example.show()), &allowed, meaning);
     }
 
     fn each<T: Default>(
         &mut self,
         name: &'static str,
-        effect: Effect,
+        _named_by: &'static [&'static str],
         meaning: &'static str,
         _items: &mut Vec<T>,
         keys: fn(&mut Self, &mut T, &[T]),
     ) {
-        self.heading(&format!("`[[{name}]]`"), effect, &format!("{meaning} "));
+        self.heading(&format!("`[[{name}]]`"), meaning);
         self.columns();
         keys(self, &mut T::default(), &[]);
     }
 
     fn foreign(&mut self, name: &'static str, effect: Effect, meaning: &'static str, _text: &mut String) -> bool {
-        self.heading(&format!("`[{name}]`"), effect, &format!("{meaning} "));
+        self.heading(&format!("`[{name}]`"), &format!("{meaning} A change needs a {}.", needs(effect)));
         false
     }
 
@@ -77,10 +92,13 @@ fn document() -> String {
          comment\nthat shows its default, or an example if it has none. The daemon reads the file when it starts. An \
          unknown key and a value\nthat is not allowed are errors, which name the line, the nearest key and the allowed \
          values. A time has a unit: `\"500ms\"`,\n`\"2s\"`, `\"30m\"`, `\"1h\"`.\n\n\
-         To apply a change, restart the daemon (`systemctl restart rustbalance`): it cannot reload the file yet. A test \
-         generates\nthis page from `src/config/tables.rs`, which defines every key.\n"
+         To apply a change, run `rustbalance reload` (or `systemctl reload rustbalance`): it reads the file, and applies every \
+         changed\nkey that the tables below mark with *reload*, for the connections, streams and checks that begin afterwards. \
+         No stream\nis dropped. A changed key marked with *restart* takes effect when the daemon is restarted; the command \
+         names it. A file\nwith a mistake is refused whole. A test generates this page from `src/config/tables.rs`, which \
+         defines every key.\n"
     ));
-    document.heading("Keys above all tables", Effect::Restart, "");
+    document.heading("Keys above all tables", "");
     document.columns();
     tables::walk(&mut document, &mut Config::default());
     document.0

@@ -10,6 +10,8 @@ use crate::proxy::PortTarget;
 
 /// Longest comment line, in characters, unless it is a single longer piece without a space.
 const WIDTH: usize = 100;
+/// Said of a key that a reload does not change.
+const NEEDS_RESTART: &str = "A change needs a restart.";
 
 /// The values that the operator asked for at `init` or `join`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -48,8 +50,9 @@ pub(super) fn text(initial: &Initial) -> String {
     };
     let mut writer = Writer { text: String::new(), unserved: &initial.unserved, shape: Shape::Whole };
     writer.comment(
-        "The configuration of this RustBalance node. The daemon reads it when it starts. A key behind \"#\" is not set: \
-         the line shows its default, or an example if it has none. A time has a unit: \"500ms\", \"2s\", \"30m\", \"1h\".",
+        "The configuration of this RustBalance node. The daemon reads it when it starts; `rustbalance reload` applies a \
+         change while it runs. A key behind \"#\" is not set: the line shows its default, or an example if it has none. A \
+         time has a unit: \"500ms\", \"2s\", \"30m\", \"1h\".",
     );
     writer.text.push('\n');
     tables::walk(&mut writer, &mut config);
@@ -87,11 +90,15 @@ impl Writer<'_> {
         let _ = writeln!(self.text, "{line}");
     }
 
-    fn explain<V: Value>(&mut self, name: &str, allowed: &V::Allowed, meaning: &str) {
+    fn explain<V: Value>(&mut self, name: &str, effect: Effect, allowed: &V::Allowed, meaning: &str) {
         let meaning = match self.shape {
             Shape::Whole => meaning.to_owned(),
             Shape::Meaning => format!("{name}: {meaning}"),
             Shape::Line => return,
+        };
+        let meaning = match effect {
+            Effect::Running => meaning,
+            Effect::Restart => format!("{meaning} {NEEDS_RESTART}"),
         };
         let Some(allowed) = V::allowed(allowed) else { return self.comment(&meaning) };
         let allowed = format!("Allowed: {allowed}.");
@@ -119,26 +126,34 @@ impl Writer<'_> {
 }
 
 impl KeyVisitor for Writer<'_> {
-    fn table(&mut self, name: &'static str, _effect: Effect, meaning: &'static str) {
+    fn table(&mut self, name: &'static str, meaning: &'static str) {
         self.text.push('\n');
         self.comment(meaning);
         let _ = writeln!(self.text, "[{name}]");
     }
 
-    fn key<V: Value>(&mut self, name: &'static str, allowed: V::Allowed, value: &mut V, meaning: &'static str) {
-        self.explain::<V>(name, &allowed, meaning);
+    fn key<V: Value>(
+        &mut self,
+        name: &'static str,
+        effect: Effect,
+        allowed: V::Allowed,
+        value: &mut V,
+        meaning: &'static str,
+    ) {
+        self.explain::<V>(name, effect, &allowed, meaning);
         self.line(&format!("# {name} = {}", value.show()));
     }
 
     fn optional<V: Value>(
         &mut self,
         name: &'static str,
+        effect: Effect,
         allowed: V::Allowed,
         value: &mut Option<V>,
         example: V,
         meaning: &'static str,
     ) {
-        self.explain::<V>(name, &allowed, meaning);
+        self.explain::<V>(name, effect, &allowed, meaning);
         match value {
             Some(value) => self.line(&format!("{name} = {}", value.show())),
             // An example is written only with the meaning, above the tables.
@@ -150,7 +165,7 @@ impl KeyVisitor for Writer<'_> {
     fn each<T: Default>(
         &mut self,
         name: &'static str,
-        _effect: Effect,
+        _named_by: &'static [&'static str],
         meaning: &'static str,
         items: &mut Vec<T>,
         keys: fn(&mut Self, &mut T, &[T]),
@@ -171,9 +186,10 @@ impl KeyVisitor for Writer<'_> {
         self.unserved.iter().for_each(|port| self.unserved(*port));
     }
 
-    fn foreign(&mut self, name: &'static str, _effect: Effect, meaning: &'static str, _text: &mut String) -> bool {
+    fn foreign(&mut self, name: &'static str, effect: Effect, meaning: &'static str, _text: &mut String) -> bool {
         self.text.push('\n');
-        self.comment(&format!("[{name}]: {meaning}"));
+        let needs = if effect == Effect::Restart { format!(" {NEEDS_RESTART}") } else { String::new() };
+        self.comment(&format!("[{name}]: {meaning}{needs}"));
         false
     }
 

@@ -14,6 +14,7 @@ use rustbalance_gossip::id::ServiceId;
 use toml::de::DeValue;
 
 use super::{WIREGUARD_PORT, WireguardDevice};
+use crate::log::LogLevel;
 use crate::proxy::Target;
 
 /// When a changed value takes effect.
@@ -29,26 +30,35 @@ pub(super) enum Effect {
 pub(super) trait KeyVisitor: Sized {
     /// Begins the table `[name]`, to which the next keys belong. Keys before the first table belong
     /// to the top level.
-    fn table(&mut self, name: &'static str, effect: Effect, meaning: &'static str);
+    fn table(&mut self, name: &'static str, meaning: &'static str);
 
     /// A key. `value` holds its default before the call.
-    fn key<V: Value>(&mut self, name: &'static str, allowed: V::Allowed, value: &mut V, meaning: &'static str);
+    fn key<V: Value>(
+        &mut self,
+        name: &'static str,
+        effect: Effect,
+        allowed: V::Allowed,
+        value: &mut V,
+        meaning: &'static str,
+    );
 
     /// A key without a default; `example` is an allowed value to show.
     fn optional<V: Value>(
         &mut self,
         name: &'static str,
+        effect: Effect,
         allowed: V::Allowed,
         value: &mut Option<V>,
         example: V,
         meaning: &'static str,
     );
 
-    /// The repeated tables `[[name]]`. `keys` visits one of them, and is given those before it.
+    /// The repeated tables `[[name]]`. `keys` visits one of them, and is given those before it. The
+    /// keys `named_by` together tell one table from the others.
     fn each<T: Default>(
         &mut self,
         name: &'static str,
-        effect: Effect,
+        named_by: &'static [&'static str],
         meaning: &'static str,
         items: &mut Vec<T>,
         keys: fn(&mut Self, &mut T, &[T]),
@@ -78,8 +88,15 @@ pub(super) trait Value: Clone + PartialEq {
     fn read(value: &DeValue<'_>, allowed: &Self::Allowed) -> Result<Self, Refused>;
     /// The value as TOML.
     fn show(&self) -> String;
+    /// The value in the messages about a reload, which reach the log: without an onion address.
+    fn logged(&self) -> String {
+        self.show()
+    }
     /// The allowed values, for a person; `None` if the default or the meaning shows them.
     fn allowed(allowed: &Self::Allowed) -> Option<String>;
+    /// Another value, if there is one.
+    #[cfg(test)]
+    fn another(&self, allowed: &Self::Allowed) -> Self;
 }
 
 macro_rules! whole_numbers {
@@ -101,6 +118,11 @@ macro_rules! whole_numbers {
 
             fn allowed(allowed: &Self::Allowed) -> Option<String> {
                 Some(format!("{} to {}", allowed.start(), allowed.end()))
+            }
+
+            #[cfg(test)]
+            fn another(&self, allowed: &Self::Allowed) -> Self {
+                if self == allowed.end() { *allowed.start() } else { *allowed.end() }
             }
         }
     )*};
@@ -130,6 +152,11 @@ impl Value for Duration {
     fn allowed(allowed: &Self::Allowed) -> Option<String> {
         Some(format!("{} to {}", duration(*allowed.start()), duration(*allowed.end())))
     }
+
+    #[cfg(test)]
+    fn another(&self, allowed: &Self::Allowed) -> Self {
+        if self == allowed.end() { *allowed.start() } else { *allowed.end() }
+    }
 }
 
 /// The value that turns a timeout off.
@@ -156,6 +183,11 @@ impl Value for Option<Duration> {
     fn allowed(allowed: &Self::Allowed) -> Option<String> {
         Duration::allowed(allowed).map(|times| format!("{times}, or {NEVER:?}"))
     }
+
+    #[cfg(test)]
+    fn another(&self, allowed: &Self::Allowed) -> Self {
+        if self.is_none() { Some(*allowed.start()) } else { None }
+    }
 }
 
 impl Value for bool {
@@ -171,6 +203,11 @@ impl Value for bool {
 
     fn allowed(_allowed: &RangeFull) -> Option<String> {
         Some("true or false".into())
+    }
+
+    #[cfg(test)]
+    fn another(&self, _allowed: &RangeFull) -> Self {
+        !self
     }
 }
 
@@ -188,6 +225,11 @@ impl Value for PathBuf {
     fn allowed(_allowed: &RangeFull) -> Option<String> {
         None
     }
+
+    #[cfg(test)]
+    fn another(&self, _allowed: &RangeFull) -> Self {
+        self.join("another")
+    }
 }
 
 impl Value for ServiceId {
@@ -202,8 +244,17 @@ impl Value for ServiceId {
         quoted(&self.to_string())
     }
 
+    fn logged(&self) -> String {
+        "of another address".into()
+    }
+
     fn allowed(_allowed: &RangeFull) -> Option<String> {
         None
+    }
+
+    #[cfg(test)]
+    fn another(&self, _allowed: &RangeFull) -> Self {
+        Self::from_public_key([0x77; 32])
     }
 }
 
@@ -221,6 +272,11 @@ impl Value for Target {
 
     fn allowed(_allowed: &RangeFull) -> Option<String> {
         None
+    }
+
+    #[cfg(test)]
+    fn another(&self, _allowed: &RangeFull) -> Self {
+        Self::Unix("/run/another.sock".into())
     }
 }
 
@@ -267,6 +323,11 @@ impl Value for Vec<SocketAddr> {
     fn allowed(_allowed: &RangeFull) -> Option<String> {
         None
     }
+
+    #[cfg(test)]
+    fn another(&self, _allowed: &RangeFull) -> Self {
+        vec![SocketAddr::from(([203, 0, 113, 77], WIREGUARD_PORT))]
+    }
 }
 
 /// An address with a port, or without one: then it has [`WIREGUARD_PORT`].
@@ -295,6 +356,33 @@ impl Value for WireguardDevice {
 
     fn allowed(_allowed: &RangeFull) -> Option<String> {
         None
+    }
+
+    #[cfg(test)]
+    fn another(&self, _allowed: &RangeFull) -> Self {
+        *self
+    }
+}
+
+impl Value for LogLevel {
+    type Allowed = RangeFull;
+
+    fn read(value: &DeValue<'_>, _allowed: &RangeFull) -> Result<Self, Refused> {
+        let found = LogLevel::ALL.into_iter().find(|level| value.as_str() == Some(level.name()));
+        found.ok_or_else(|| Refused::Instead("\"warn\", \"info\", \"debug\" or \"trace\"".into()))
+    }
+
+    fn show(&self) -> String {
+        quoted(self.name())
+    }
+
+    fn allowed(_allowed: &RangeFull) -> Option<String> {
+        None
+    }
+
+    #[cfg(test)]
+    fn another(&self, _allowed: &RangeFull) -> Self {
+        if *self == Self::Info { Self::Debug } else { Self::Info }
     }
 }
 

@@ -1,19 +1,24 @@
-//! The configuration of a running daemon. Some tables of it can change without a restart.
+//! The configuration of a running daemon, which a reload changes.
 //!
-//! [`LiveConfig::apply`] takes a new configuration; the daemon has no reload yet that calls it. The
-//! parts of the node that can follow a change hold a watch and read it at each use. So connections
-//! and streams that are open keep their limits, and new ones get the new limits.
+//! [`LiveConfig::reload`] takes a new configuration. The parts of the node hold a watch of what they
+//! use, and work towards its latest value. So connections and streams that are open keep their
+//! limits and targets, and new ones get the new ones. A reload is refused before anything of it is
+//! applied.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
+use parking_lot::Mutex;
+use rustbalance_gossip::id::ServiceId;
+use rustbalance_mesh::MeshLimits;
 use tokio::sync::watch;
 
-use super::keys::{Effect, KeyVisitor, Value};
-use super::{Config, tables};
+use super::changes::{Change, changes};
+use super::keys::Effect;
+use super::{ClusterConfig, Config, FurtherPorts, GossipConfig, LogConfig, NodeConfig, WireguardConfig};
 use crate::health::HealthSettings;
 use crate::join::DoorLimits;
 use crate::link::LinkLimits;
-use crate::proxy::ProxyLimits;
+use crate::proxy::{PortTarget, ProxyLimits};
 use crate::sync::publish;
 use crate::tor::ServiceLimits;
 
@@ -21,22 +26,148 @@ use crate::tor::ServiceLimits;
 #[derive(Debug)]
 pub struct LiveConfig {
     start: Config,
+    /// The configuration of the last reload. Locked during a reload, so that the file that was read
+    /// last is the one in use.
+    newest: Mutex<Config>,
+    announced: watch::Sender<AnnouncedSettings>,
+    targets: watch::Sender<Targets>,
+    points: watch::Sender<usize>,
     service: watch::Sender<ServiceLimits>,
     proxy: watch::Sender<ProxyLimits>,
     health: watch::Sender<HealthSettings>,
     links: watch::Sender<LinkLimits>,
     joins: watch::Sender<DoorLimits>,
+    gossip: watch::Sender<MeshLimits>,
+    wireguard: watch::Sender<WireguardConfig>,
+    log: watch::Sender<LogConfig>,
+}
+
+/// The settings that the coordinator takes while it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AnnouncedSettings {
+    /// `[node]`.
+    pub node: NodeConfig,
+    /// The virtual ports of the first service.
+    pub ports: Vec<u16>,
+    /// `hide_outages` in `[cluster]`.
+    pub hide_outages: bool,
+    /// `pending_records` in `[gossip]`.
+    pub waiting: usize,
+}
+
+/// The targets of all services.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Targets {
+    /// Those of the service that names the cluster.
+    pub first: Vec<PortTarget>,
+    /// Those of the further services.
+    pub further: FurtherPorts,
+}
+
+impl Targets {
+    /// The targets by service; `first` is the service that names the cluster.
+    pub fn by_service(&self, first: ServiceId) -> BTreeMap<ServiceId, Vec<PortTarget>> {
+        let mut targets = self.further.clone();
+        targets.entry(first).or_default().extend(self.first.iter().cloned());
+        targets
+    }
+
+    /// The virtual ports by service.
+    pub fn ports(&self, first: ServiceId) -> BTreeMap<ServiceId, Vec<u16>> {
+        let ports = |targets: Vec<PortTarget>| targets.iter().map(|target| target.port).collect();
+        self.by_service(first).into_iter().map(|(service, targets)| (service, ports(targets))).collect()
+    }
+}
+
+/// The outcome of a reload.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Reloaded {
+    /// The changes that are in use now.
+    pub applied: Vec<Change>,
+    /// The differences from the start that take effect after a restart.
+    pub after_restart: Vec<Change>,
+}
+
+/// The part of a configuration that a reload applies, split up for the parts of the node.
+struct LiveParts {
+    announced: AnnouncedSettings,
+    targets: Targets,
+    points: usize,
+    service: ServiceLimits,
+    proxy: ProxyLimits,
+    health: HealthSettings,
+    links: LinkLimits,
+    joins: DoorLimits,
+    gossip: MeshLimits,
+    wireguard: WireguardConfig,
+    log: LogConfig,
+}
+
+impl From<Config> for LiveParts {
+    /// Names every field, so that a new one needs a decision here. A test checks that it is the
+    /// decision in `tables`.
+    fn from(config: Config) -> Self {
+        let Config {
+            threads: _,
+            node,
+            ports,
+            further_ports,
+            cluster: ClusterConfig { heartbeat: _, lease_ttl: _, intro_points, hide_outages },
+            service,
+            proxy,
+            health,
+            links,
+            joins,
+            gossip: GossipConfig { mesh, waiting },
+            wireguard,
+            metrics: _,
+            log,
+            arti: _,
+            arti_file: _,
+        } = config;
+        let of_first = ports.iter().map(|target| target.port).collect();
+        Self {
+            announced: AnnouncedSettings { node, ports: of_first, hide_outages, waiting },
+            targets: Targets { first: ports, further: further_ports },
+            points: intro_points,
+            service,
+            proxy,
+            health,
+            links,
+            joins,
+            gossip: mesh,
+            wireguard,
+            log,
+        }
+    }
+}
+
+impl Config {
+    /// The keys that differ from the defaults, in texts without secrets and onion addresses.
+    pub fn differences(&self) -> Vec<Change> {
+        let (default, effects) = (Self::default(), [Effect::Running, Effect::Restart]);
+        effects.into_iter().flat_map(|effect| changes(&default, self, effect)).collect()
+    }
 }
 
 impl LiveConfig {
     /// The configuration that the daemon starts with.
     pub fn new(start: Config) -> Self {
+        let LiveParts { announced, targets, points, service, proxy, health, links, joins, gossip, wireguard, log } =
+            start.clone().into();
         Self {
-            service: watch::Sender::new(start.service),
-            proxy: watch::Sender::new(start.proxy.clone()),
-            health: watch::Sender::new(start.health.clone()),
-            links: watch::Sender::new(start.links.clone()),
-            joins: watch::Sender::new(start.joins),
+            newest: Mutex::new(start.clone()),
+            announced: watch::Sender::new(announced),
+            targets: watch::Sender::new(targets),
+            points: watch::Sender::new(points),
+            service: watch::Sender::new(service),
+            proxy: watch::Sender::new(proxy),
+            health: watch::Sender::new(health),
+            links: watch::Sender::new(links),
+            joins: watch::Sender::new(joins),
+            gossip: watch::Sender::new(gossip),
+            wireguard: watch::Sender::new(wireguard),
+            log: watch::Sender::new(log),
             start,
         }
     }
@@ -46,18 +177,55 @@ impl LiveConfig {
         &self.start
     }
 
-    /// Applies the tables of `new` that can change while the daemon runs. Returns the names, as
-    /// `[table] key`, of the other keys that differ from the start: they need a restart.
-    pub fn apply(&self, new: &Config) -> Vec<String> {
-        publish(&self.service, new.service);
-        publish(&self.proxy, new.proxy.clone());
-        publish(&self.health, new.health.clone());
-        publish(&self.links, new.links.clone());
-        publish(&self.joins, new.joins);
-        let (old, new) = (RestartKeys::of(&self.start), RestartKeys::of(new));
-        let differs = |key: &&KeyAndValue| !new.contains(key) || !old.contains(key);
-        let names: BTreeSet<_> = old.iter().chain(&new).filter(differs).map(|key| key.name.clone()).collect();
-        names.into_iter().collect()
+    /// Reads a new configuration with `read` and applies it. One reload at a time.
+    ///
+    /// # Errors
+    /// Those of `read`; then nothing has changed.
+    pub fn reload<E>(&self, read: impl FnOnce() -> Result<Config, E>) -> Result<Reloaded, E> {
+        let mut newest = self.newest.lock();
+        let new = read()?;
+        let reloaded = Reloaded {
+            applied: changes(&newest, &new, Effect::Running),
+            after_restart: changes(&self.start, &new, Effect::Restart),
+        };
+        newest.clone_from(&new);
+        let LiveParts { announced, targets, points, service, proxy, health, links, joins, gossip, mut wireguard, log } =
+            new.into();
+        wireguard.device = self.start.wireguard.device;
+        publish(&self.announced, announced);
+        publish(&self.targets, targets);
+        publish(&self.points, points);
+        publish(&self.service, service);
+        publish(&self.proxy, proxy);
+        publish(&self.health, health);
+        publish(&self.links, links);
+        publish(&self.joins, joins);
+        publish(&self.gossip, gossip);
+        publish(&self.wireguard, wireguard);
+        publish(&self.log, log);
+        Ok(reloaded)
+    }
+
+    /// Applies a configuration that has been read; see [`LiveConfig::reload`].
+    pub fn apply(&self, new: &Config) -> Reloaded {
+        let read: Result<_, std::convert::Infallible> = Ok(new.clone());
+        let Ok(reloaded) = self.reload(|| read);
+        reloaded
+    }
+
+    /// The settings of the coordinator.
+    pub fn announced(&self) -> watch::Receiver<AnnouncedSettings> {
+        self.announced.subscribe()
+    }
+
+    /// Where the streams of clients go.
+    pub fn targets(&self) -> watch::Receiver<Targets> {
+        self.targets.subscribe()
+    }
+
+    /// Introduction points to keep open for each service.
+    pub fn points(&self) -> watch::Receiver<usize> {
+        self.points.subscribe()
     }
 
     /// Bounds on introductions and on clients' circuits.
@@ -84,86 +252,19 @@ impl LiveConfig {
     pub fn joins(&self) -> watch::Receiver<DoorLimits> {
         self.joins.subscribe()
     }
-}
 
-/// A key and its value.
-#[derive(PartialEq)]
-struct KeyAndValue {
-    name: String,
-    value: String,
-}
-
-/// The keys of a configuration that need a restart to change.
-struct RestartKeys {
-    keys: Vec<KeyAndValue>,
-    /// Prefix of the names of the current table's keys.
-    table: String,
-    /// When changes of these keys take effect.
-    effect: Effect,
-}
-
-impl RestartKeys {
-    fn new(effect: Effect) -> Self {
-        Self { keys: Vec::new(), table: String::new(), effect }
+    /// Bounds on the gossip that is kept.
+    pub fn gossip(&self) -> watch::Receiver<MeshLimits> {
+        self.gossip.subscribe()
     }
 
-    fn of(config: &Config) -> Vec<KeyAndValue> {
-        let mut list = Self::new(Effect::Restart);
-        tables::walk(&mut list, &mut config.clone());
-        list.keys
+    /// The faster route between members.
+    pub fn wireguard(&self) -> watch::Receiver<WireguardConfig> {
+        self.wireguard.subscribe()
     }
 
-    fn push(&mut self, name: &str, value: String) {
-        if self.effect == Effect::Restart {
-            self.keys.push(KeyAndValue { name: format!("{}{name}", self.table), value });
-        }
+    /// What is logged.
+    pub fn log(&self) -> watch::Receiver<LogConfig> {
+        self.log.subscribe()
     }
-}
-
-impl KeyVisitor for RestartKeys {
-    fn table(&mut self, name: &'static str, effect: Effect, _meaning: &'static str) {
-        (self.table, self.effect) = (format!("[{name}] "), effect);
-    }
-
-    fn key<V: Value>(&mut self, name: &'static str, _allowed: V::Allowed, value: &mut V, _meaning: &'static str) {
-        self.push(name, value.show());
-    }
-
-    fn optional<V: Value>(
-        &mut self,
-        name: &'static str,
-        _allowed: V::Allowed,
-        value: &mut Option<V>,
-        _example: V,
-        _meaning: &'static str,
-    ) {
-        self.push(name, value.as_ref().map_or_else(String::new, Value::show));
-    }
-
-    fn each<T: Default>(
-        &mut self,
-        name: &'static str,
-        effect: Effect,
-        _meaning: &'static str,
-        items: &mut Vec<T>,
-        keys: fn(&mut Self, &mut T, &[T]),
-    ) {
-        // All the tables are compared as one value, because they may have changed places.
-        let mut inner = Self::new(Effect::Restart);
-        for at in 0..items.len() {
-            let (before, rest) = items.split_at_mut(at);
-            rest.first_mut().into_iter().for_each(|item| keys(&mut inner, item, before));
-        }
-        let values: Vec<_> = inner.keys.into_iter().map(|key| format!("{} = {}", key.name, key.value)).collect();
-        (self.table, self.effect) = (String::new(), effect);
-        self.push(&format!("[[{name}]]"), values.join(", "));
-    }
-
-    fn foreign(&mut self, name: &'static str, effect: Effect, _meaning: &'static str, text: &mut String) -> bool {
-        (self.table, self.effect) = (String::new(), effect);
-        self.push(&format!("[{name}]"), text.clone());
-        false
-    }
-
-    fn require(&mut self, _name: &'static str, _holds: bool, _why: impl FnOnce() -> String) {}
 }

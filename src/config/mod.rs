@@ -24,15 +24,18 @@ use tracing::warn;
 use crate::health::HealthSettings;
 use crate::join::DoorLimits;
 use crate::link::{LINK_PORT, LinkLimits};
+use crate::log::LogLevel;
 use crate::proxy::{PortTarget, ProxyLimits};
 use crate::syntax;
 use crate::tor::ServiceLimits;
 
+pub use changes::Change;
 pub use initial::Initial;
 pub(crate) use keys::socket_address;
-pub use live::LiveConfig;
+pub use live::{AnnouncedSettings, LiveConfig, Reloaded, Targets};
 pub use reader::{Mistake, Mistakes};
 
+mod changes;
 #[cfg(test)]
 mod document;
 mod initial;
@@ -128,6 +131,8 @@ pub struct Config {
     pub wireguard: WireguardConfig,
     /// `[metrics]`: where monitors ask this node.
     pub metrics: MetricsConfig,
+    /// `[log]`: what is logged.
+    pub log: LogConfig,
     /// Arti's settings as TOML text; empty for its defaults.
     pub arti: String,
     /// The file that `arti_config` names and from which `arti` was read; `None` without that key.
@@ -211,6 +216,13 @@ pub struct MetricsConfig {
     pub listen: Option<SocketAddr>,
 }
 
+/// `[log]`: what is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LogConfig {
+    /// The level of the daemon; `None`: as its command line says.
+    pub level: Option<LogLevel>,
+}
+
 /// What carries WireGuard's packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WireguardDevice {
@@ -227,17 +239,23 @@ impl Config {
     /// # Errors
     /// A file cannot be read, or has mistakes: the error lists all of them with their places.
     pub fn load(dir: &Path) -> Result<Self, ConfigError> {
+        let (config, renamed) = Self::read(dir)?;
+        for key in renamed {
+            warn!(file = %dir.join(FILE_NAME).display(), "{key}");
+        }
+        Ok(config)
+    }
+
+    /// Like [`Config::load`], but returns the hints about keys with their former names, instead of
+    /// logging them.
+    pub fn read(dir: &Path) -> Result<(Self, Vec<Mistake>), ConfigError> {
         let path = dir.join(FILE_NAME);
         let text = read_bounded(&path)?;
-        let (mut config, renamed) =
-            Self::parse(&text).map_err(|problem| ConfigError { path: path.clone(), problem })?;
-        for key in renamed {
-            warn!(file = %path.display(), "{key}");
-        }
+        let (mut config, renamed) = Self::parse(&text).map_err(|problem| ConfigError { path, problem })?;
         if let Some(file) = &config.arti_file {
             config.arti = read_arti(&dir.join(file))?;
         }
-        Ok(config)
+        Ok((config, renamed))
     }
 
     /// Also returns a hint for each key that has its former name.
@@ -309,5 +327,7 @@ fn write_new(path: &Path, text: &str) -> Result<(), ConfigError> {
     std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(wrong)
 }
 
+#[cfg(test)]
+mod reloads;
 #[cfg(test)]
 mod tests;

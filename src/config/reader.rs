@@ -220,7 +220,7 @@ impl<'t> Reader<'t> {
 }
 
 impl KeyVisitor for Reader<'_> {
-    fn table(&mut self, name: &'static str, _effect: Effect, _meaning: &'static str) {
+    fn table(&mut self, name: &'static str, _meaning: &'static str) {
         let (start, keys) = match self.take_top(name) {
             None => (None, DeTable::new()),
             Some((start, value)) => match value.get_ref() {
@@ -234,7 +234,14 @@ impl KeyVisitor for Reader<'_> {
         self.begin(format!("[{name}]"), start, keys);
     }
 
-    fn key<V: Value>(&mut self, name: &'static str, allowed: V::Allowed, value: &mut V, _meaning: &'static str) {
+    fn key<V: Value>(
+        &mut self,
+        name: &'static str,
+        _effect: Effect,
+        allowed: V::Allowed,
+        value: &mut V,
+        _meaning: &'static str,
+    ) {
         if let Some(read) = self.value(name, &allowed) {
             *value = read;
         }
@@ -243,6 +250,7 @@ impl KeyVisitor for Reader<'_> {
     fn optional<V: Value>(
         &mut self,
         name: &'static str,
+        _effect: Effect,
         allowed: V::Allowed,
         value: &mut Option<V>,
         _example: V,
@@ -254,7 +262,7 @@ impl KeyVisitor for Reader<'_> {
     fn each<T: Default>(
         &mut self,
         name: &'static str,
-        _effect: Effect,
+        _named_by: &'static [&'static str],
         _meaning: &'static str,
         items: &mut Vec<T>,
         keys: fn(&mut Self, &mut T, &[T]),

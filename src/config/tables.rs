@@ -1,8 +1,8 @@
 //! Every table and key of `rustbalance.toml`: name, allowed values, default and meaning.
 //!
-//! To add a key, add a field with its default to the struct that uses it, and one statement here.
-//! The initial file, the reader with its errors, `docs/CONFIGURATION.md` and the comparison at a
-//! reload follow from it.
+//! To add a key, add a field with its default to the struct that uses it, and one statement here,
+//! which also decides when a change takes effect. The initial file, the reader with its errors,
+//! `docs/CONFIGURATION.md` and the comparison at a reload follow from it.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -11,15 +11,17 @@ use std::time::Duration;
 
 use rustbalance_gossip::id::ServiceId;
 
-use super::keys::{Effect, KeyVisitor, duration};
+use super::keys::Effect::{Restart, Running};
+use super::keys::{KeyVisitor, duration};
 use super::{
-    ARTI_FILE_NAME, ClusterConfig, Config, FurtherPorts, GossipConfig, MetricsConfig, NodeConfig, WIREGUARD_PORT,
-    WireguardConfig, WireguardDevice, check_virtual_port,
+    ARTI_FILE_NAME, ClusterConfig, Config, FurtherPorts, GossipConfig, LogConfig, MetricsConfig, NodeConfig,
+    WIREGUARD_PORT, WireguardConfig, WireguardDevice, check_virtual_port,
 };
 use crate::frame;
 use crate::health::HealthSettings;
 use crate::join::{DoorLimits, MAX_PORTS};
 use crate::link::LinkLimits;
+use crate::log::LogLevel;
 use crate::proxy::{PortTarget, ProxyLimits, Target};
 use crate::tor::ServiceLimits;
 use crate::wireguard::{MOST_ENDPOINTS, is_possible};
@@ -39,6 +41,7 @@ pub(super) fn walk<K: KeyVisitor>(keys: &mut K, config: &mut Config) {
     gossip(keys, &mut config.gossip);
     wireguard(keys, &mut config.wireguard);
     metrics(keys, &mut config.metrics);
+    log(keys, &mut config.log);
 }
 
 /// Keys that had another name: table, former name, name. The reader takes the former one too, with
@@ -72,26 +75,27 @@ const DAY: Duration = seconds(24 * 3600);
 fn threads(keys: &mut impl KeyVisitor, threads: &mut Option<usize>) {
     let meaning = "Threads of the daemon. Unless set, one for two processors. More of them serve more clients at once, at \
                    more processor time for each byte.";
-    keys.optional("threads", 1..=64, threads, 1, meaning);
+    keys.optional("threads", Restart, 1..=64, threads, 1, meaning);
 }
 
 fn arti(keys: &mut impl KeyVisitor, config: &mut Config) {
     let (file, example) = (&mut config.arti_file, PathBuf::from(ARTI_FILE_NAME));
     let meaning = "A file in the state directory with Tor's settings, to use instead of the table [arti].";
-    keys.optional("arti_config", .., file, example, meaning);
+    keys.optional("arti_config", Restart, .., file, example, meaning);
     let is_file = file.is_some();
     let meaning = "Tor's settings (bridges, vanguards, a private network), as keys of Arti, the Tor implementation in this \
                    daemon. Arti's data is always in the state directory; its place cannot be set.";
-    let is_table = keys.foreign("arti", Effect::Restart, meaning, &mut config.arti);
+    let is_table = keys.foreign("arti", Restart, meaning, &mut config.arti);
     keys.require("arti_config", !(is_file && is_table), || "there is a table [arti] too: keep one of the two".into());
 }
 
 fn node(keys: &mut impl KeyVisitor, node: &mut NodeConfig) {
-    keys.table("node", Effect::Restart, "Values that this node announces to the others.");
+    keys.table("node", "Values that this node announces to the others.");
     let meaning = "Order in which publishers are chosen to publish the address: the lowest number first.";
-    keys.key("priority", 0..=255, &mut node.priority, meaning);
+    keys.key("priority", Running, 0..=255, &mut node.priority, meaning);
     keys.key(
         "weight",
+        Running,
         1..=100,
         &mut node.weight,
         "Share of the clients that this node takes, relative to the weights of the other nodes.",
@@ -115,7 +119,7 @@ fn ports<K: KeyVisitor>(keys: &mut K, ports: &mut Vec<PortTarget>, further: &mut
         tables.extend(ports.into_iter().map(whole(Some(service))));
     }
     let meaning = "A port of the onion address, and its target on this host. For more ports, repeat the table.";
-    keys.each("port", Effect::Restart, meaning, &mut tables, port::<K>);
+    keys.each("port", &["virtual", "service"], meaning, &mut tables, port::<K>);
     keys.require("port", !tables.is_empty(), || {
         "no port is configured: add [[port]] with \"virtual\" and \"target\"".into()
     });
@@ -138,21 +142,21 @@ fn ports<K: KeyVisitor>(keys: &mut K, ports: &mut Vec<PortTarget>, further: &mut
 }
 
 fn port<K: KeyVisitor>(keys: &mut K, it: &mut PortKeys, before: &[PortKeys]) {
-    keys.optional("virtual", 1..=u16::MAX, &mut it.port, 80, "The port that clients connect to.");
+    keys.optional("virtual", Running, 1..=u16::MAX, &mut it.port, 80, "The port that clients connect to.");
     let refused = it.port.map(check_virtual_port).and_then(Result::err);
     keys.require("virtual", it.port.is_some(), || "is missing: which port of the onion address is it?".into());
     keys.require("virtual", refused.is_none(), || refused.unwrap_or_default());
     let example = Target::Tcp(([127, 0, 0, 1], 8080).into());
     let meaning = "Where this node sends the streams of clients: \"127.0.0.1:8080\", \"[::1]:8080\", \"localhost:8080\" or \
                    \"unix:/run/app.sock\".";
-    keys.optional("target", .., &mut it.target, example, meaning);
+    keys.optional("target", Running, .., &mut it.target, example, meaning);
     keys.require("target", it.target.is_some(), || {
         "is missing: where do the streams of this port go, as in \"127.0.0.1:8080\"?".into()
     });
     let example = ServiceId::from_public_key([0x5a; 32]);
     let meaning =
         "The onion address that has this port, if the cluster serves several. Leave it out for the first one.";
-    keys.optional("service", .., &mut it.service, example, meaning);
+    keys.optional("service", Running, .., &mut it.service, example, meaning);
     // The same port may belong to several addresses.
     let twice = it.port.is_some() && before.iter().any(|other| (other.port, other.service) == (it.port, it.service));
     keys.require("virtual", !twice, || {
@@ -161,66 +165,83 @@ fn port<K: KeyVisitor>(keys: &mut K, it: &mut PortKeys, before: &[PortKeys]) {
 }
 
 fn cluster(keys: &mut impl KeyVisitor, it: &mut ClusterConfig) {
-    keys.table("cluster", Effect::Restart, "Heartbeats, the right to publish, and introduction points.");
+    keys.table("cluster", "Heartbeats, the right to publish, and introduction points.");
     let range = millis(200)..=seconds(30);
-    keys.key("heartbeat", range, &mut it.heartbeat, "Time between two heartbeats. Set the same on every node.");
+    keys.key(
+        "heartbeat",
+        Restart,
+        range,
+        &mut it.heartbeat,
+        "Time between two heartbeats. Set the same on every node.",
+    );
     let range = seconds(3)..=seconds(600);
     let meaning =
         "How long the right to publish lasts without renewal: at least 3 heartbeats. Set the same on every node.";
-    keys.key("lease_ttl", range, &mut it.lease_ttl, meaning);
+    keys.key("lease_ttl", Restart, range, &mut it.lease_ttl, meaning);
     keys.require("lease_ttl", it.lease_ttl >= it.heartbeat * 3, || {
         let (ttl, heartbeat) = (duration(it.lease_ttl), duration(it.heartbeat));
         format!("{ttl} is shorter than 3 heartbeats of {heartbeat}: a lease must outlive the loss of one")
     });
-    keys.key("intro_points", 1..=10, &mut it.intro_points, "Introduction points that this node keeps open.");
+    keys.key("intro_points", Running, 1..=10, &mut it.intro_points, "Introduction points that this node keeps open.");
     let meaning = "Keep the introduction points of a silent node in the descriptor for 10 to 60 min, while publishers \
                    stand in at them. Set the same on all publishers.";
-    keys.key("hide_outages", .., &mut it.hide_outages, meaning);
+    keys.key("hide_outages", Running, .., &mut it.hide_outages, meaning);
 }
 
 fn limits(keys: &mut impl KeyVisitor, service: &mut ServiceLimits, proxy: &mut ProxyLimits) {
-    keys.table("limits", Effect::Running, "Limits on the load that clients can put on this node.");
+    keys.table("limits", "Limits on the load that clients can put on this node.");
     let count = || 1..=1_000_000;
     let meaning =
         "Streams of clients open at once. Each is a connection to a target: set no more than the targets accept.";
-    keys.key("streams", count(), &mut proxy.streams, meaning);
+    keys.key("streams", Running, count(), &mut proxy.streams, meaning);
     keys.key(
         "streams_per_circuit",
+        Running,
         count(),
         &mut service.streams_per_circuit,
         "Streams open at once on one circuit of a client.",
     );
     keys.key(
         "open_rendezvous",
+        Running,
         count(),
         &mut service.open_rendezvous,
         "Circuits of clients (rendezvous circuits) open at once; fewer on a host with less than 1.6 GB of memory.",
     );
     keys.key(
         "pending_rendezvous",
+        Running,
         count(),
         &mut service.pending_rendezvous,
         "Rendezvous circuits being built at once.",
     );
     let meaning = "Introductions that may wait at one introduction point. Further ones are dropped.";
-    keys.key("introduction_queue", count(), &mut service.introduction_queue, meaning);
+    keys.key("introduction_queue", Running, count(), &mut service.introduction_queue, meaning);
     introduction_rate(keys, &mut service.introductions_per_second);
     keys.key(
         "connect_timeout",
+        Running,
         seconds(1)..=seconds(60),
         &mut proxy.connect,
         "How long connecting to a target may take.",
     );
     let time = || seconds(1)..=DAY;
-    keys.key("idle_timeout", time(), &mut proxy.idle, "A stream that carries nothing for this long is closed.");
+    keys.key(
+        "idle_timeout",
+        Running,
+        time(),
+        &mut proxy.idle,
+        "A stream that carries nothing for this long is closed.",
+    );
     keys.key(
         "stall_timeout",
+        Running,
         time(),
         &mut proxy.stall,
         "A stream whose client or target reads nothing for this long is closed.",
     );
     let meaning = "A stream that has ended in one direction and carries nothing for this long is closed.";
-    keys.key("half_closed_timeout", time(), &mut proxy.half_closed, meaning);
+    keys.key("half_closed_timeout", Running, time(), &mut proxy.half_closed, meaning);
 }
 
 /// The burst if only the rate is set: C tor's default.
@@ -230,9 +251,9 @@ fn introduction_rate(keys: &mut impl KeyVisitor, limit: &mut Option<(u32, u32)>)
     let (mut rate, mut burst) = limit.unzip();
     let count = || 1..=1_000_000;
     let meaning = "Introductions per second that the relay of an introduction point passes on. No limit unless set.";
-    keys.optional("introductions_per_second", count(), &mut rate, 25, meaning);
+    keys.optional("introductions_per_second", Running, count(), &mut rate, 25, meaning);
     let meaning = "Introductions that the relay passes on at once after a pause. Needs introductions_per_second.";
-    keys.optional("introductions_burst", count(), &mut burst, DEFAULT_BURST, meaning);
+    keys.optional("introductions_burst", Running, count(), &mut burst, DEFAULT_BURST, meaning);
     keys.require("introductions_burst", burst.is_none() || rate.is_some(), || "needs introductions_per_second".into());
     let of = rate.unwrap_or_default();
     keys.require("introductions_burst", burst.is_none_or(|burst| burst >= of), || {
@@ -244,48 +265,64 @@ fn introduction_rate(keys: &mut impl KeyVisitor, limit: &mut Option<(u32, u32)>)
 fn health(keys: &mut impl KeyVisitor, it: &mut HealthSettings) {
     keys.table(
         "health",
-        Effect::Running,
         "Checks of the targets. While one is down, this node's introduction points are not published.",
     );
     let meaning = "Time between two checks of a target. Each is a connection, which the target may log.";
-    keys.key("interval", millis(100)..=seconds(600), &mut it.interval, meaning);
-    keys.key("timeout", millis(100)..=seconds(60), &mut it.timeout, "How long a check may take.");
-    keys.key("failures", 1..=100, &mut it.failures, "Failed checks in a row after which a target counts as down.");
+    keys.key("interval", Running, millis(100)..=seconds(600), &mut it.interval, meaning);
+    keys.key("timeout", Running, millis(100)..=seconds(60), &mut it.timeout, "How long a check may take.");
+    keys.key(
+        "failures",
+        Running,
+        1..=100,
+        &mut it.failures,
+        "Failed checks in a row after which a target counts as down.",
+    );
 }
 
 fn links(keys: &mut impl KeyVisitor, it: &mut LinkLimits) {
-    keys.table(
-        "links",
-        Effect::Running,
-        "Links to other members, and limits on the load that they can put on this node.",
+    keys.table("links", "Links to other members, and limits on the load that they can put on this node.");
+    keys.key("neighbours", Running, 1..=64, &mut it.neighbours, "Members to which this node opens a link.");
+    keys.key(
+        "open",
+        Running,
+        2..=1024,
+        &mut it.links,
+        "Links open at once over each route, incoming and outgoing together.",
     );
-    keys.key("neighbours", 1..=64, &mut it.neighbours, "Members to which this node opens a link.");
-    keys.key("open", 2..=1024, &mut it.links, "Links open at once over each route, incoming and outgoing together.");
     keys.require("open", it.links >= 2 * it.neighbours, || {
         let (links, neighbours) = (it.links, it.neighbours);
         format!("{links} is less than twice the {neighbours} neighbours: the same number may dial this node")
     });
     keys.key(
         "handshakes",
+        Running,
         1..=1024,
         &mut it.handshakes,
         "Incoming links at once that have not finished the handshake.",
     );
-    keys.key("accepts_per_second", 1..=10_000, &mut it.accepts_per_second.0, "New incoming links per second.");
-    keys.key("accepts_burst", 1..=10_000, &mut it.accepts_per_second.1, "New incoming links at once after a pause.");
+    keys.key("accepts_per_second", Running, 1..=10_000, &mut it.accepts_per_second.0, "New incoming links per second.");
+    keys.key(
+        "accepts_burst",
+        Running,
+        1..=10_000,
+        &mut it.accepts_per_second.1,
+        "New incoming links at once after a pause.",
+    );
     keys.key(
         "carried_joins",
+        Running,
         1..=1024,
         &mut it.carried.0,
         "Joining nodes at once that reach this node through other members.",
     );
-    keys.key("carried_joins_per_member", 1..=1024, &mut it.carried.1, "The same, through one member.");
+    keys.key("carried_joins_per_member", Running, 1..=1024, &mut it.carried.1, "The same, through one member.");
     let time = |most| millis(100)..=seconds(most);
-    keys.key("dial_timeout", time(300), &mut it.dial, "How long connecting to a member may take.");
-    keys.key("handshake_timeout", time(120), &mut it.handshake, "How long the handshake of a link may take.");
-    keys.key("ping_interval", time(60), &mut it.ping, "Time without frames after which a link is pinged.");
+    keys.key("dial_timeout", Running, time(300), &mut it.dial, "How long connecting to a member may take.");
+    keys.key("handshake_timeout", Running, time(120), &mut it.handshake, "How long the handshake of a link may take.");
+    keys.key("ping_interval", Running, time(60), &mut it.ping, "Time without frames after which a link is pinged.");
     keys.key(
         "silence_timeout",
+        Running,
         time(300),
         &mut it.silence,
         "A link on which nothing arrives for this long is closed. At least 2 pings.",
@@ -295,13 +332,15 @@ fn links(keys: &mut impl KeyVisitor, it: &mut LinkLimits) {
     });
     keys.key(
         "write_timeout",
+        Running,
         time(300),
         &mut it.write,
         "A link whose other side reads nothing for this long is closed.",
     );
-    keys.key("queue", 1..=10_000, &mut it.queue, "Messages that may wait to be sent on one link.");
+    keys.key("queue", Running, 1..=10_000, &mut it.queue, "Messages that may wait to be sent on one link.");
     keys.key(
         "bytes_per_second",
+        Running,
         16_384..=1 << 30,
         &mut it.bytes_per_second,
         "Bytes of gossip accepted from one member per second.",
@@ -309,6 +348,7 @@ fn links(keys: &mut impl KeyVisitor, it: &mut LinkLimits) {
     let range = 2 * frame::MAX as u64..=1 << 30;
     keys.key(
         "bytes_burst",
+        Running,
         range,
         &mut it.bytes_burst,
         "Bytes of gossip accepted from one member at once after a pause.",
@@ -316,56 +356,80 @@ fn links(keys: &mut impl KeyVisitor, it: &mut LinkLimits) {
 }
 
 fn joins(keys: &mut impl KeyVisitor, it: &mut DoorLimits) {
-    keys.table("joins", Effect::Running, "Limits on the load that joining nodes can put on this node.");
-    keys.key("concurrent", 1..=1024, &mut it.at_once, "Joining nodes served at once.");
-    keys.key("burst", 1..=10_000, &mut it.burst, "Joining nodes admitted in a row after a pause.");
+    keys.table("joins", "Limits on the load that joining nodes can put on this node.");
+    keys.key("concurrent", Running, 1..=1024, &mut it.at_once, "Joining nodes served at once.");
+    keys.key("burst", Running, 1..=10_000, &mut it.burst, "Joining nodes admitted in a row after a pause.");
     keys.key(
         "interval",
+        Running,
         millis(100)..=seconds(600),
         &mut it.every,
         "After such a burst, one joining node is admitted in each interval of this length.",
     );
     keys.key(
         "message_timeout",
+        Running,
         millis(100)..=seconds(300),
         &mut it.patience,
         "How long to wait for the next message of a joining node.",
     );
-    keys.key("record_timeout", millis(100)..=seconds(120), &mut it.record, "How long storing a new member may take.");
+    keys.key(
+        "record_timeout",
+        Running,
+        millis(100)..=seconds(120),
+        &mut it.record,
+        "How long storing a new member may take.",
+    );
 }
 
 fn gossip(keys: &mut impl KeyVisitor, it: &mut GossipConfig) {
-    keys.table("gossip", Effect::Restart, "Limits on the gossip of other members that this node keeps.");
+    keys.table("gossip", "Limits on the gossip of other members that this node keeps.");
     keys.key(
         "unknown_nodes",
+        Running,
         1..=256,
         &mut it.mesh.unknown_nodes,
         "Unknown nodes whose gossip is kept. A node that has restarted counts again.",
     );
     keys.key(
         "node_bytes",
+        Running,
         65_536..=1 << 26,
         &mut it.mesh.node_bytes,
         "Bytes of gossip kept for one incarnation (one start) of a node.",
     );
     keys.key(
         "pending_records",
+        Running,
         1..=100_000,
         &mut it.waiting,
         "Records kept until the certificates of their signer arrive.",
     );
 }
 
+fn log(keys: &mut impl KeyVisitor, it: &mut LogConfig) {
+    keys.table("log", "What the daemon logs. The environment variable RUSTBALANCE_LOG goes before.");
+    let meaning = "\"warn\", \"info\", \"debug\" or \"trace\". Unless set, \"info\", and more with -v.";
+    keys.optional("level", Running, .., &mut it.level, LogLevel::Info, meaning);
+}
+
 fn wireguard(keys: &mut impl KeyVisitor, it: &mut WireguardConfig) {
     let meaning = "A faster route for the cluster's own messages, between nodes that have it. With it, the other members \
                    learn this node's addresses, and the networks in between see which hosts belong together and when \
                    they talk. The data of clients still goes over Tor alone.";
-    keys.table("wireguard", Effect::Restart, meaning);
-    keys.optional("enabled", .., &mut it.enabled, true, "Whether this node takes part. It does not unless set.");
+    keys.table("wireguard", meaning);
+    keys.optional(
+        "enabled",
+        Running,
+        ..,
+        &mut it.enabled,
+        true,
+        "Whether this node takes part. It does not unless set.",
+    );
     let example = vec![SocketAddr::from(([203, 0, 113, 7], WIREGUARD_PORT))];
     let meaning = "Where to listen (UDP): an address of this host with a port, or a list of an IPv4 and an IPv6 address. \
                    Unless set, the addresses of the default routes.";
-    keys.optional("listen", .., &mut it.listen, example.clone(), meaning);
+    keys.optional("listen", Running, .., &mut it.listen, example.clone(), meaning);
     let listen = it.listen.as_deref().unwrap_or_default();
     let of = |is_ipv4: bool| listen.iter().filter(|address| address.is_ipv4() == is_ipv4).count();
     keys.require(
@@ -382,7 +446,7 @@ fn wireguard(keys: &mut impl KeyVisitor, it: &mut WireguardConfig) {
     });
     let meaning = "Where other nodes send to this one, if not to the addresses in listen: behind a router, the router's \
                    address and forwarded port. An empty list: other nodes wait until this one has sent to them.";
-    keys.optional("endpoints", .., &mut it.endpoints, example, meaning);
+    keys.optional("endpoints", Running, .., &mut it.endpoints, example, meaning);
     let endpoints = it.endpoints.as_deref().unwrap_or_default();
     keys.require("endpoints", endpoints.len() <= MOST_ENDPOINTS, || {
         format!("{} addresses, and at most {MOST_ENDPOINTS} are allowed", endpoints.len())
@@ -394,7 +458,7 @@ fn wireguard(keys: &mut impl KeyVisitor, it: &mut WireguardConfig) {
     let meaning = "What carries the packets: \"userspace\", the daemon itself, without privileges or a network interface; \
                    or \"kernel\", which needs CAP_NET_ADMIN and makes an interface, through which the other members reach \
                    every service of this host that listens on all addresses (README).";
-    keys.key("device", .., &mut it.device, meaning);
+    keys.key("device", Restart, .., &mut it.device, meaning);
     let ports: BTreeSet<_> = it.listen.iter().flatten().map(SocketAddr::port).collect();
     keys.require("listen", it.device == WireguardDevice::Userspace || ports.len() < 2, || {
         "needs the same port for both addresses, because the kernel has one".into()
@@ -404,10 +468,10 @@ fn wireguard(keys: &mut impl KeyVisitor, it: &mut WireguardConfig) {
 fn metrics(keys: &mut impl KeyVisitor, it: &mut MetricsConfig) {
     let meaning = "What Prometheus and other monitors read. The socket metrics.sock in the state directory always answers \
                    /metrics, /health and /ready over HTTP.";
-    keys.table("metrics", Effect::Restart, meaning);
+    keys.table("metrics", meaning);
     let meaning =
         "A loopback address with a port that answers the same. Every user and program of this host can ask there.";
-    keys.optional("listen", .., &mut it.listen, SocketAddr::from(([127, 0, 0, 1], 9441)), meaning);
+    keys.optional("listen", Restart, .., &mut it.listen, SocketAddr::from(([127, 0, 0, 1], 9441)), meaning);
     keys.require("listen", it.listen.is_none_or(|address| address.ip().is_loopback() && address.port() != 0), || {
         let address = it.listen.map(|address| address.to_string()).unwrap_or_default();
         format!(

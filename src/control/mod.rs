@@ -116,6 +116,10 @@ pub enum Request {
     Drain {},
     /// Take clients again.
     Resume {},
+    /// Report the last lines of the log. Answered by [`Response::RecentLog`].
+    RecentLog {},
+    /// Read the configuration again and apply it. Answered by [`Response::Reloaded`].
+    Reload {},
     /// Switch WireGuard on until the next start, as the configuration says. Answered by
     /// [`Response::Done`] once it runs.
     WireguardOn {},
@@ -237,6 +241,18 @@ pub enum Response {
         /// A sentence for the operator about what keeps nodes from joining with it at the moment;
         /// `None` if nothing does.
         note: Option<String>,
+    },
+    /// The answer to [`Request::RecentLog`].
+    RecentLog {
+        /// The lines, the oldest first.
+        lines: Vec<String>,
+    },
+    /// The answer to [`Request::Reload`]. Each change in a sentence, without secrets.
+    Reloaded {
+        /// The changes that are in use now.
+        applied: Vec<String>,
+        /// The changes that take effect after a restart.
+        after_restart: Vec<String>,
     },
     /// The request was carried out.
     Done {

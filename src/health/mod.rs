@@ -4,7 +4,9 @@
 //! and the connection closed. One success makes a target healthy at once;
 //! [`HealthSettings::failures`] failures in a row make it unhealthy, so that one lost connection
 //! does not move introduction points. A node is ready while **all** its targets are healthy, and
-//! not before each has answered once. A failure because this process has no free file descriptor
+//! not before each has answered once; without targets it is not ready. When a reload changes the
+//! targets, those that stay keep their verdict, and readiness follows once each new one has been
+//! asked. A failure because this process has no free file descriptor
 //! says nothing about the target and changes nothing.
 
 use std::io;
@@ -81,15 +83,15 @@ pub struct Health {
 }
 
 impl Health {
-    /// Starts the checks; each round uses the latest `settings`. Must be called within a tokio
-    /// runtime.
-    pub fn start(ports: Vec<PortTarget>, settings: watch::Receiver<HealthSettings>) -> Self {
-        let first = ports.iter().map(|port| report(port, &TargetVerdict::default())).collect();
+    /// Starts the checks; each round uses the latest targets and `settings`. Must be called within a
+    /// tokio runtime.
+    pub fn start(targets: watch::Receiver<Vec<PortTarget>>, settings: watch::Receiver<HealthSettings>) -> Self {
+        let first = targets.borrow().iter().map(|port| report(port, &TargetVerdict::default())).collect();
         let (ready, ready_receiver) = watch::channel(false);
         let (statuses, ports_receiver) = watch::channel(first);
         let stop = CancellationToken::new();
         let stopped = stop.clone();
-        tokio::spawn(async move { stopped.run_until_cancelled(check(ports, settings, ready, statuses)).await });
+        tokio::spawn(async move { stopped.run_until_cancelled(check(targets, settings, ready, statuses)).await });
         Self { ready: ready_receiver, ports: ports_receiver, _stop: stop.drop_guard() }
     }
 
@@ -110,13 +112,16 @@ fn report(port: &PortTarget, judge: &TargetVerdict) -> PortHealth {
 
 /// Runs one round after the other, without end.
 async fn check(
-    ports: Vec<PortTarget>,
+    mut targets: watch::Receiver<Vec<PortTarget>>,
     mut settings: watch::Receiver<HealthSettings>,
     ready: watch::Sender<bool>,
     statuses: watch::Sender<Arc<[PortHealth]>>,
 ) {
-    let mut judges: Vec<TargetVerdict> = ports.iter().map(|_| TargetVerdict::default()).collect();
+    let (mut ports, mut judges) = (Vec::new(), Vec::new());
     loop {
+        let wanted = targets.borrow_and_update().clone();
+        judges = carried_over(&ports, judges, &wanted);
+        ports = wanted;
         let (began, HealthSettings { timeout, failures, .. }) = (Instant::now(), settings.borrow().clone());
         let asked = ports.iter().map(|port| ask(&port.target, timeout));
         let outcomes = futures::future::join_all(asked).await;
@@ -135,27 +140,44 @@ async fn check(
             }
         }
         let all = ports.iter().zip(&judges).map(|(port, judge)| report(port, judge)).collect::<Arc<[_]>>();
-        let now_ready = all.iter().all(|port| port.healthy);
+        let now_ready = !all.is_empty() && all.iter().all(|port| port.healthy);
         statuses.send_replace(all);
         publish(&ready, now_ready);
-        next_round(began, &mut settings).await;
+        next_round(began, &mut targets, &mut settings).await;
     }
 }
 
-/// Waits for the round that follows the one that began at `began`. A new interval counts at once.
-async fn next_round(began: Instant, settings: &mut watch::Receiver<HealthSettings>) {
+/// The verdicts for the targets `wanted`: those of `ports` that stay keep theirs.
+fn carried_over(ports: &[PortTarget], judges: Vec<TargetVerdict>, wanted: &[PortTarget]) -> Vec<TargetVerdict> {
+    let mut known: Vec<_> = ports.iter().zip(judges).collect();
+    let take = |port: &PortTarget| {
+        let at = known.iter().position(|(known, _)| *known == port);
+        at.map(|at| known.swap_remove(at).1).unwrap_or_default()
+    };
+    wanted.iter().map(take).collect()
+}
+
+/// Waits for the round that follows the one that began at `began`. New targets and a new interval
+/// count at once.
+async fn next_round(
+    began: Instant,
+    targets: &mut watch::Receiver<Vec<PortTarget>>,
+    settings: &mut watch::Receiver<HealthSettings>,
+) {
     loop {
         let due = began + settings.borrow_and_update().interval;
         tokio::select! {
             () = sleep_until(due) => return,
             // Without a sender the settings do not change any further.
             Ok(()) = settings.changed() => {}
+            Ok(()) = targets.changed() => return,
         }
     }
 }
 
-/// Connects once; `None` if this process had no free file descriptor.
-async fn ask(target: &Target, limit: Duration) -> Option<Result<(), String>> {
+/// Connects to a target once, within `limit`. An error says why it failed; `None` if this process
+/// had no free file descriptor.
+pub async fn ask(target: &Target, limit: Duration) -> Option<Result<(), String>> {
     match timeout(limit, target.connect()).await {
         Ok(Ok(_)) => Some(Ok(())),
         Ok(Err(error)) if is_out_of_descriptors(&error) => {
@@ -224,7 +246,7 @@ mod tests {
             PortTarget { port: 80, target: Target::Tcp(first.local_addr().unwrap()) },
             PortTarget { port: 81, target: Target::Unix(path.clone()) },
         ];
-        let health = Health::start(ports, watch::channel(fast()).1);
+        let health = Health::start(watch::channel(ports).1, watch::channel(fast()).1);
         let mut ready = health.ready();
         assert!(!*ready.borrow());
         // The second target is not there yet.
@@ -255,8 +277,45 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn changed_targets_are_checked_at_once_and_change_readiness_only_by_their_answer() {
+        let listen = || TcpListener::bind("127.0.0.1:0");
+        let (first, second) = (listen().await.unwrap(), listen().await.unwrap());
+        let port =
+            |port, listener: &TcpListener| PortTarget { port, target: Target::Tcp(listener.local_addr().unwrap()) };
+        let (change, targets) = watch::channel(vec![port(80, &first)]);
+        // No round follows by time alone.
+        let rare = HealthSettings { interval: Duration::from_secs(600), ..fast() };
+        let health = Health::start(targets, watch::channel(rare).1);
+        let mut ready = health.ready();
+        ready.wait_for(|ready| *ready).await.unwrap();
+        change.send_replace(vec![port(80, &first), port(81, &second)]);
+        while health.ports().len() < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(!ready.has_changed().unwrap(), "a target that has not been asked yet changes nothing");
+        assert!(health.ports().iter().all(|port| port.healthy), "{:?}", health.ports());
+        let third = PortTarget { port: 82, target: Target::Unix("/run/none/app.sock".into()) };
+        change.send_replace(vec![port(81, &second), third]);
+        ready.wait_for(|ready| !*ready).await.unwrap();
+        change.send_replace(vec![port(81, &second)]);
+        ready.wait_for(|ready| *ready).await.unwrap();
+        change.send_replace(Vec::new());
+        ready.wait_for(|ready| !*ready).await.unwrap();
+    }
+
+    #[test]
+    fn a_target_that_stays_keeps_its_verdict() {
+        let port = |port: u16| PortTarget { port, target: Target::Tcp(([127, 0, 0, 1], port).into()) };
+        let judge = |failures| TargetVerdict { failures, ..TargetVerdict::default() };
+        let carried = carried_over(&[port(1), port(2)], vec![judge(1), judge(2)], &[port(2), port(3), port(1)]);
+        assert_eq!(carried.iter().map(|judge| judge.failures).collect::<Vec<_>>(), [2, 0, 1]);
+    }
+
+    #[tokio::test]
     async fn health_checks_stop_when_dropped() {
-        let health = Health::start(Vec::new(), watch::channel(fast()).1);
+        let target = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let ports = vec![PortTarget { port: 80, target: Target::Tcp(target.local_addr().unwrap()) }];
+        let health = Health::start(watch::channel(ports).1, watch::channel(fast()).1);
         let mut ready = health.ready();
         ready.wait_for(|ready| *ready).await.unwrap();
         drop(health);

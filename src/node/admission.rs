@@ -1,13 +1,12 @@
 //! The join port. It is open while there are invitations and for a day after the last one expires.
 //! Publishers admit joiners; workers carry them to a publisher.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use rustbalance_gossip::coordinator::{AdmissionDelay, Coordinator, Event};
-use rustbalance_gossip::id::{InvitationId, NodeId, ServiceId};
+use rustbalance_gossip::id::{InvitationId, NodeId};
 use rustbalance_gossip::record::{Chain, Invitation, Member, Role};
 use rustbalance_gossip::time::Now;
 use rustbalance_gossip::view::MemberView;
@@ -19,6 +18,7 @@ use super::cluster::Cluster;
 use super::supervisor::{PartResult, Supervisor};
 use crate::blocking::on_disk;
 use crate::clock::unix_now;
+use crate::config::Targets;
 use crate::counters::{Counter, Counters};
 use crate::discovery::{Discovery, Offer};
 use crate::join::{self, Admissions, Admitter, Door, DoorLimits, JoinedService, MAX_PORTS};
@@ -55,8 +55,8 @@ pub(super) struct AdmissionInputs {
     pub(super) cluster: Cluster,
     pub(super) links: Arc<Links>,
     pub(super) store: Arc<Store>,
-    /// The virtual ports of each service that this node serves.
-    pub(super) ports: BTreeMap<ServiceId, Vec<u16>>,
+    /// The targets of the services that this node serves.
+    pub(super) targets: watch::Receiver<Targets>,
     /// The newest discovery key.
     pub(super) discovery: watch::Receiver<Option<Arc<Discovery>>>,
     /// The secrets to admit with; `None` on a worker, which carries joiners to a publisher.
@@ -71,12 +71,12 @@ impl JoinPort {
     /// Starts to answer the joiners that workers carry here; the result answers those that dial
     /// this node.
     pub(super) fn start(needs: AdmissionInputs, parts: &mut Supervisor) -> Arc<Self> {
-        let AdmissionInputs { cluster, links, store, ports, discovery, publisher, carried, limits, counters } = needs;
+        let AdmissionInputs { cluster, links, store, targets, discovery, publisher, carried, limits, counters } = needs;
         let admitter = publisher.map(|publisher| PublisherAdmitter {
             publisher,
             cluster: cluster.clone(),
             store,
-            ports,
+            targets,
             discovery,
         });
         let (join_port, places) = (Door::new(limits.clone()), Places::default());
@@ -190,9 +190,9 @@ struct PublisherAdmitter {
     publisher: Publisher,
     cluster: Cluster,
     store: Arc<Store>,
-    /// The virtual ports of each service that this node serves. A new node receives them; for the
-    /// first service, also the ports that other publishers announce.
-    ports: BTreeMap<ServiceId, Vec<u16>>,
+    /// The targets of the services that this node serves. A new node receives their virtual ports;
+    /// for the first service, also the ports that other publishers announce.
+    targets: watch::Receiver<Targets>,
     /// The newest discovery key.
     discovery: watch::Receiver<Option<Arc<Discovery>>>,
 }
@@ -263,7 +263,8 @@ impl Admissions for AdmissionState<'_> {
         });
         let of_others = others.filter_map(|member| member.card()).flat_map(|card| card.ports.iter().copied());
         let first = self.admitter.publisher.membership.certificate.cluster.first_service();
-        let own = |service| self.admitter.ports.get(&service).cloned().unwrap_or_default();
+        let ports = self.admitter.targets.borrow().ports(first);
+        let own = |service| ports.get(&service).cloned().unwrap_or_default();
         let mut ports = own(first);
         for port in of_others {
             if !ports.contains(&port) && ports.len() < MAX_PORTS {

@@ -15,12 +15,15 @@ use tracing::info;
 
 use super::alarms::Alarms;
 use super::cluster::Cluster;
+use super::reload::reload;
 use super::service_units::ServiceViews;
 use super::status;
 use super::wireguard::WireguardHandle;
 use super::wireguard_status::{self, OtherMember};
 use crate::blocking::on_disk;
+use crate::causes::with_causes;
 use crate::clock::unix_now;
+use crate::config::{Change, LiveConfig, Reloaded};
 use crate::control::{
     Bootstrap, Handler, LinkStatus, Request, Response, Status, TrafficStatus, UsageStatus, WireguardStatus,
 };
@@ -28,6 +31,7 @@ use crate::counters::Counters;
 use crate::discovery::Discovery;
 use crate::keys::AuthoritySecret;
 use crate::link::Links;
+use crate::log;
 use crate::memory;
 use crate::open_files::OpenFiles;
 use crate::proxy::Proxy;
@@ -58,7 +62,8 @@ pub(super) struct Daemon {
     pub(super) store: Arc<Store>,
     pub(super) started: Instant,
     pub(super) bootstrap: watch::Receiver<tor::Bootstrap>,
-    pub(super) files: OpenFiles,
+    /// The configuration in use.
+    pub(super) live: Arc<LiveConfig>,
     pub(super) counters: Counters,
     pub(super) running: OnceLock<RunningParts>,
     /// Cancelling it stops the daemon.
@@ -82,6 +87,8 @@ impl Handler for Daemon {
             Request::Drain {} => self.set_draining(true).await,
             Request::Resume {} => self.set_draining(false).await,
             Request::Evict { node } => self.evict(&node).await,
+            Request::RecentLog {} => Response::RecentLog { lines: log::recent() },
+            Request::Reload {} => self.reload(),
             Request::WireguardOn {} => self.switch_wireguard(true).await,
             Request::WireguardOff {} => self.switch_wireguard(false).await,
         }
@@ -89,6 +96,23 @@ impl Handler for Daemon {
 }
 
 impl Daemon {
+    fn reload(&self) -> Response {
+        match on_disk(|| reload(self.store.dir(), &self.live)) {
+            Ok(Reloaded { applied, after_restart }) => {
+                let shown = |changes: Vec<Change>| changes.iter().map(ToString::to_string).collect();
+                Response::Reloaded { applied: shown(applied), after_restart: shown(after_restart) }
+            }
+            Err(error) => {
+                Response::refused(format!("the running configuration stays, because {}", with_causes(&error)))
+            }
+        }
+    }
+
+    /// The open files that are allowed, and those that the configuration in use needs.
+    pub(super) fn files(&self) -> OpenFiles {
+        OpenFiles::of_process(self.live.proxy().borrow().streams)
+    }
+
     /// Drains or resumes even if the state cannot be stored: an operator whose disk is full may
     /// need to drain all the more.
     async fn set_draining(&self, draining: bool) -> Response {
@@ -170,6 +194,7 @@ impl Daemon {
 
     pub(super) fn status(&self) -> Status {
         let bootstrap = self.bootstrap.borrow().clone();
+        let files = self.files();
         let mut status = Status {
             version: env!("CARGO_PKG_VERSION").into(),
             cluster: self.store.cluster().to_string(),
@@ -192,8 +217,8 @@ impl Daemon {
             invitations: Vec::new(),
             alarms: Vec::new(),
             discovery_generation: 0,
-            files_allowed: Some(self.files.limit).filter(|limit| *limit < u64::MAX),
-            files_needed: self.files.needed,
+            files_allowed: Some(files.limit).filter(|limit| *limit < u64::MAX),
+            files_needed: files.needed,
             isolated: None,
             wireguard: WireguardStatus::default(),
         };

@@ -3,15 +3,16 @@
 
 use std::collections::BTreeMap;
 
-use rustbalance_gossip::coordinator::{Event, Settings};
+use rustbalance_gossip::coordinator::{Event, Preferences, Settings};
 use rustbalance_gossip::lease::Timing;
 use rustbalance_gossip::liveness::Patience;
+use rustbalance_gossip::outage::OutageSecret;
 use rustbalance_gossip::record::{PublishedPeriod, Role};
 use tracing::info;
 
 use super::NodeError;
 use crate::clock::unix_now;
-use crate::config::Config;
+use crate::config::{AnnouncedSettings, ClusterConfig, LiveConfig, NodeConfig};
 use crate::keys::{AuthoritySecret, outage_secret};
 use crate::link::MemberSet;
 use crate::store::Store;
@@ -37,21 +38,30 @@ impl Boot {
 /// The settings of the coordinator.
 pub(super) fn settings(
     store: &Store,
-    config: &Config,
+    live: &LiveConfig,
     boot: Boot,
     authority: Option<&AuthoritySecret>,
 ) -> Result<Settings, NodeError> {
-    let heartbeat = config.cluster.heartbeat;
+    let ClusterConfig { heartbeat, lease_ttl, .. } = live.at_start().cluster;
     let mut settings = Settings::new(boot.number, boot.instance, store.term()?);
-    settings.priority = config.node.priority;
-    settings.weight = config.node.weight;
-    settings.ports = config.ports.iter().map(|port| port.port).collect();
+    settings.preferences = preferences(&live.announced().borrow(), authority.map(outage_secret));
     settings.subprotocols = subprotocols::granted();
     settings.patience = Patience { interval: heartbeat, least: heartbeat * 5, most: heartbeat * 20 };
-    settings.timing = Timing { ttl: config.cluster.lease_ttl, ..Timing::default() };
-    settings.waiting = config.gossip.waiting;
-    settings.hide_outages = authority.filter(|_| config.cluster.hide_outages).map(outage_secret);
+    settings.timing = Timing { ttl: lease_ttl, ..Timing::default() };
     Ok(settings)
+}
+
+/// The settings of the coordinator that a reload changes. `secret`: that of publishers, for
+/// `hide_outages`.
+pub(super) fn preferences(announced: &AnnouncedSettings, secret: Option<OutageSecret>) -> Preferences {
+    let AnnouncedSettings { node: NodeConfig { priority, weight }, ports, hide_outages, waiting } = announced;
+    Preferences {
+        priority: *priority,
+        weight: *weight,
+        ports: ports.iter().copied().collect(),
+        hide_outages: secret.filter(|_| *hide_outages),
+        waiting: *waiting,
+    }
 }
 
 /// The members as of the last run, for the links to start with.

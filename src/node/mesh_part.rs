@@ -1,16 +1,14 @@
 //! The parts that make this node a member of its cluster: links, its own onion service, gossip, and
 //! the cluster's task.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt;
 use rustbalance_gossip::coordinator::{Coordinator, Event};
-use rustbalance_gossip::id::ServiceId;
 use rustbalance_gossip::record::Revocation;
 use rustbalance_gossip::signed::Verified;
-use rustbalance_mesh::{Carrier, Mesh, MeshConfig, MeshCounters, ROUND, Update};
+use rustbalance_mesh::{Carrier, Mesh, MeshConfig, MeshCounters, MeshLimits, ROUND, Update};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tracing::warn;
@@ -31,7 +29,7 @@ use crate::clock::unix_now;
 use crate::config::LiveConfig;
 use crate::counters::Counters;
 use crate::discovery::{Discovery, Offer};
-use crate::keys::AuthoritySecret;
+use crate::keys::{AuthoritySecret, outage_secret};
 use crate::link::{CarriedJoin, LinkConfig, LinkOutputs, Links, MemberSet, Route, TorRoute};
 use crate::store::Store;
 use crate::tor::{Engine as TorEngine, RefusedCounts};
@@ -46,8 +44,6 @@ pub(super) struct MeshInputs<'a> {
     pub(super) engine: &'a Arc<dyn TorEngine>,
     pub(super) store: &'a Arc<Store>,
     pub(super) live: &'a LiveConfig,
-    /// The virtual ports of each service that this node serves.
-    pub(super) ports: &'a BTreeMap<ServiceId, Vec<u16>>,
     /// `None` on workers.
     pub(super) authority: Option<&'a AuthoritySecret>,
     /// The node's counters.
@@ -93,8 +89,10 @@ impl MeshPart {
         let boot = Boot { number: store.next_boot(unix_now())?, instance: rand::rng().random() };
         let (mesh, updates) = start_gossip(&needs, boot, carrier, &members).await?;
         let gossip = Box::new(mesh.counting());
+        parts.spawn("limits of gossip", limit_gossip(needs.live.gossip(), mesh.limiting()));
         let alarms = Arc::new(Alarms::new(store.alarms()?));
-        service_facts::ensure(store, needs.ports, unix_now())?;
+        let ports = needs.live.targets().borrow().ports(store.cluster().first_service());
+        service_facts::ensure(store, &ports, unix_now())?;
         let rotation = Rotation {
             engine: Arc::clone(engine),
             store: Arc::clone(store),
@@ -119,14 +117,15 @@ impl MeshPart {
         let (cluster, decisions) = start_cluster(cluster_parts, Arc::clone(store), parts);
         let Decisions { services, publishes, phase, excluded, endpoints } = decisions;
         parts.spawn("membership", end_of_membership(excluded));
+        parts.spawn("announced settings", announce_settings(&needs, cluster.clone()));
         parts.spawn("discovery keys", rotation.run(cluster.clone(), publishes, outputs.offered));
         parts.spawn("report of evictions", report_eviction(outputs.revoked, cluster.clone()));
         parts.spawn("report of links", report_reach(links.reach(), cluster.clone()));
         parts.spawn("report of silence", report(links.unreachable(), cluster.clone(), Event::Unreachable));
         parts.spawn("report of phases", show_phase(phase));
-        let config = needs.live.at_start().wireguard.clone();
+        let config = needs.live.wireguard();
         let wireguard = WireguardPart {
-            starter: engine_starter(config.device, store.node_id(), needs.counters.clone()),
+            starter: engine_starter(config.borrow().device, store.node_id(), needs.counters.clone()),
             config,
             store: Arc::clone(store),
             cluster: cluster.clone(),
@@ -137,6 +136,7 @@ impl MeshPart {
         };
         let (wireguard, task) = wireguard.into_task();
         parts.start("WireGuard", STOP_STEP, |stop| task.run(stop));
+        parts.spawn("switch of WireGuard", wireguard.follow(needs.live.wireguard()));
         Ok(Self { cluster, services, links, joins: outputs.joins, discovery, gossip, alarms, wireguard })
     }
 }
@@ -196,13 +196,13 @@ async fn start_gossip(
     let seeds = members.borrow().members.iter().copied().filter(|node| *node != me).collect();
     let config = MeshConfig { me, cluster, generation: boot.generation(), interval: ROUND };
     let (mesh, updates) = Mesh::start(config, carrier, seeds).await?;
-    mesh.set_limits(needs.live.at_start().gossip.mesh);
+    mesh.set_limits(*needs.live.gossip().borrow());
     Ok((mesh, updates))
 }
 
 fn coordinator(needs: &MeshInputs<'_>, boot: Boot) -> Result<Coordinator, NodeError> {
     let MeshInputs { store, live, authority, .. } = *needs;
-    let settings = known::settings(store, live.at_start(), boot, authority)?;
+    let settings = known::settings(store, live, boot, authority)?;
     let coordinator = Coordinator::new(settings, Box::new(store.node_secret()?), store.membership().clone());
     Ok(coordinator.with_point_check(point_check(authority.map(AuthoritySecret::duplicate))))
 }
@@ -224,6 +224,23 @@ fn start_cluster(made_of: ClusterParts, store: Arc<Store>, parts: &mut Superviso
         Ok(())
     });
     (cluster, decisions)
+}
+
+/// Gives the mesh the limits of each reload.
+async fn limit_gossip(mut limits: watch::Receiver<MeshLimits>, limit: impl Fn(MeshLimits)) -> PartResult {
+    while limits.changed().await.is_ok() {
+        limit(*limits.borrow_and_update());
+    }
+    Ok(())
+}
+
+/// Gives the coordinator the settings of each reload.
+fn announce_settings(needs: &MeshInputs<'_>, cluster: Cluster) -> impl Future<Output = PartResult> + use<> {
+    let secret = needs.authority.map(outage_secret);
+    let mut announced = needs.live.announced();
+    // A reload may have come since the coordinator was made.
+    announced.mark_changed();
+    report(announced, cluster, move |announced| Event::Preferences(known::preferences(&announced, secret.clone())))
 }
 
 /// Ends the node once it is no longer a member.

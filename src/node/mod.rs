@@ -19,7 +19,7 @@ use rustbalance_mesh::MeshError;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::config::{Config, ConfigError, LiveConfig};
+use crate::config::{ConfigError, LiveConfig};
 use crate::control::ControlError;
 use crate::counters::Counters;
 use crate::open_files::OpenFiles;
@@ -30,10 +30,13 @@ use crate::tor::{Engine, TorError};
 use control::Daemon;
 use supervisor::Supervisor;
 
+pub use check::{Finding, Severity, check};
 pub use preflight::{PreflightError, preflight};
+pub use reload::{ReloadError, reload};
 
 mod admission;
 pub mod alarms;
+mod check;
 pub mod cluster;
 mod control;
 mod discovery;
@@ -45,6 +48,7 @@ mod metrics;
 mod own_service;
 mod parts;
 mod preflight;
+mod reload;
 mod reports;
 mod service_facts;
 mod service_unit;
@@ -110,13 +114,12 @@ impl NodeError {
 ///
 /// # Errors
 /// See [`NodeError`].
-pub async fn run(store: Store, config: Config, stop: CancellationToken) -> Result<(), NodeError> {
+pub async fn run(store: Store, live: Arc<LiveConfig>, stop: CancellationToken) -> Result<(), NodeError> {
     let store = Arc::new(store);
-    let arti =
-        ArtiConfig { toml: config.arti.clone(), state_dir: store.arti_state_dir(), cache_dir: store.arti_cache_dir() };
+    let toml = live.at_start().arti.clone();
+    let arti = ArtiConfig { toml, state_dir: store.arti_state_dir(), cache_dir: store.arti_cache_dir() };
     let engine = ArtiEngine::start(arti)?;
-    let live = LiveConfig::new(config);
-    let outcome = run_on(Arc::clone(&engine) as Arc<dyn Engine>, store, &live, stop).await;
+    let outcome = run_on(Arc::clone(&engine) as Arc<dyn Engine>, store, live, stop).await;
     engine.shutdown().await;
     outcome
 }
@@ -128,25 +131,15 @@ pub async fn run(store: Store, config: Config, stop: CancellationToken) -> Resul
 pub async fn run_on(
     engine: Arc<dyn Engine>,
     store: Arc<Store>,
-    live: &LiveConfig,
+    live: Arc<LiveConfig>,
     stop: CancellationToken,
 ) -> Result<(), NodeError> {
-    let files = OpenFiles::of_process(live.at_start().proxy.streams);
-    if !files.suffice() {
-        let OpenFiles { limit, needed } = files;
-        warn!(
-            limit,
-            needed,
-            streams = files.streams(),
-            "too few open files are allowed for [limits] streams, so fewer streams are served at once: raise the limit \
-             (LimitNOFILE= in the unit, `ulimit -n` in a shell) or lower streams"
-        );
-    }
+    warn_of_few_files(live.proxy().borrow().streams);
     let daemon = Arc::new(Daemon {
         store: Arc::clone(&store),
         started: Instant::now(),
         bootstrap: engine.bootstrap(),
-        files,
+        live: Arc::clone(&live),
         counters: Counters::default(),
         running: OnceLock::new(),
         leave: stop.clone(),
@@ -161,10 +154,25 @@ pub async fn run_on(
     // From here on `status` is answered. Connecting to Tor may take minutes, or never end on a
     // censored host: neither `systemctl start` nor the boot of the machine may wait for it.
     systemd::ready();
-    let outcome = run_parts(engine, store, live, &daemon, &stop, &mut parts).await;
+    let outcome = run_parts(engine, store, &live, &daemon, &stop, &mut parts).await;
     parts.stop().await;
     info!("stopped");
     outcome
+}
+
+/// Warns if fewer files may be open than `[limits] streams` needs.
+fn warn_of_few_files(streams: usize) {
+    let files = OpenFiles::of_process(streams);
+    if !files.suffice() {
+        let OpenFiles { limit, needed } = files;
+        warn!(
+            limit,
+            needed,
+            streams = files.streams(),
+            "too few open files are allowed for [limits] streams, so fewer streams are served at once: raise the limit \
+             (LimitNOFILE= in the unit, `ulimit -n` in a shell) or lower streams"
+        );
+    }
 }
 
 /// Waits for Tor, starts all parts, and supervises them until the node is to stop or cannot

@@ -2,12 +2,10 @@
 //! first the goodbye, so that the other members take over at once; then the services, whose clients
 //! get time to finish; then gossip, links, Tor.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustbalance_gossip::coordinator::Event;
-use rustbalance_gossip::id::ServiceId;
 use tokio::sync::{mpsc, watch};
 use tracing::info;
 
@@ -18,10 +16,10 @@ use super::mesh_part::{MeshInputs, MeshPart};
 use super::service_unit::{PublisherSecrets, ServiceContext, UNIT_STOPS};
 use super::service_units::ServiceUnits;
 use super::supervisor::{PartResult, Supervisor};
-use crate::config::{Config, LiveConfig};
+use crate::config::LiveConfig;
 use crate::join::Publisher as Admitting;
 use crate::memory;
-use crate::proxy::{PortTarget, Proxy};
+use crate::proxy::Proxy;
 use crate::store::Store;
 use crate::tor::{Bootstrap, Engine, RefusedCounts, ServiceGuard, TorError};
 
@@ -36,20 +34,18 @@ pub(super) async fn start(
     daemon: &Daemon,
     parts: &mut Supervisor,
 ) -> Result<(), NodeError> {
-    let (config, counters) = (live.at_start(), daemon.counters.clone());
+    let counters = daemon.counters.clone();
     parts.spawn("connection to Tor", end_of_tor(engine.bootstrap()));
     let secrets = PublisherSecrets::of(store.cluster().first_service(), &store)?;
     let authority = secrets.as_ref().map(|secrets| &secrets.authority);
-    let targets = targets(store.cluster().first_service(), config);
-    let ports: BTreeMap<_, _> = targets.iter().map(|(service, targets)| (*service, ports(targets))).collect();
-    let needs = MeshInputs { engine: &engine, store: &store, live, ports: &ports, authority, counters: &counters };
+    let needs = MeshInputs { engine: &engine, store: &store, live, authority, counters: &counters };
     let MeshPart { cluster, services, links, joins, discovery, gossip, alarms, wireguard } =
         MeshPart::start(needs, parts).await?;
     let admission = AdmissionInputs {
         cluster: cluster.clone(),
         links: Arc::clone(&links),
         store: Arc::clone(&store),
-        ports,
+        targets: live.targets(),
         discovery: discovery.clone(),
         publisher: admitting(&store, secrets.as_ref())?,
         carried: joins,
@@ -58,7 +54,7 @@ pub(super) async fn start(
     };
     let join_port = JoinPort::start(admission, parts);
 
-    let (circuits, configured) = (memory::circuits(), config.service.open_rendezvous);
+    let (circuits, configured) = (memory::circuits(), live.service().borrow().open_rendezvous);
     if circuits < configured {
         info!(
             circuits,
@@ -67,7 +63,7 @@ pub(super) async fn start(
     }
     let refused = RefusedCounts::of_clients(counters.clone());
     let limits = Arc::new(ServiceGuard::new(live.service(), circuits, refused));
-    let proxy = Proxy::new(live.proxy(), daemon.files.room(), counters.clone());
+    let proxy = Proxy::new(live.proxy(), daemon.files().room(), counters.clone());
     let context = ServiceContext {
         engine: Arc::clone(&engine),
         store: Arc::clone(&store),
@@ -75,11 +71,11 @@ pub(super) async fn start(
         join_port: Some(join_port),
         limits: Arc::clone(&limits),
         proxy: proxy.clone(),
-        points: config.cluster.intro_points,
+        points: live.points(),
         health: live.health(),
     };
     let (failed, failure) = mpsc::channel(1);
-    let units = ServiceUnits::start(context, targets, services, failed)?;
+    let units = ServiceUnits::start(context, live.targets(), services, failed)?;
     let services = units.views();
     parts.spawn("failures of services", end_of_service(failure));
     parts.start("services", UNIT_STOPS, |stop| units.run(stop));
@@ -96,17 +92,6 @@ pub(super) async fn start(
         RunningParts { cluster, links, services, discovery, engine, limits, proxy, gossip, alarms, wireguard };
     let _ = daemon.running.set(running);
     Ok(())
-}
-
-/// The targets of each service on this host.
-fn targets(first: ServiceId, config: &Config) -> BTreeMap<ServiceId, Vec<PortTarget>> {
-    let mut targets = config.further_ports.clone();
-    targets.entry(first).or_default().extend(config.ports.iter().cloned());
-    targets
-}
-
-fn ports(targets: &[PortTarget]) -> Vec<u16> {
-    targets.iter().map(|target| target.port).collect()
 }
 
 /// The secrets that a publisher admits joiners with; `None` on workers.

@@ -86,16 +86,21 @@ pub fn preflight(dir: &Path, arti: &str) -> Result<(), PreflightError> {
     check_descriptors(getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX))?;
     control::socket_path(dir)?;
     probe(dir, bind, lock)?;
-    let config =
-        ArtiConfig { toml: arti.to_owned(), state_dir: dir.join("arti/state"), cache_dir: dir.join("arti/cache") };
-    Ok(check(&config)?)
+    Ok(check_arti(dir, arti)?)
 }
 
-fn check_clock(unix: u64) -> Result<(), PreflightError> {
+/// Checks Arti's configuration and its directories below `dir`; see [`check`].
+pub(super) fn check_arti(dir: &Path, arti: &str) -> Result<(), TorError> {
+    let config =
+        ArtiConfig { toml: arti.to_owned(), state_dir: dir.join("arti/state"), cache_dir: dir.join("arti/cache") };
+    check(&config)
+}
+
+pub(super) fn check_clock(unix: u64) -> Result<(), PreflightError> {
     if clock::PLAUSIBLE.contains(&unix) { Ok(()) } else { Err(PreflightError::Clock { unix }) }
 }
 
-fn check_descriptors(most: u64) -> Result<(), PreflightError> {
+pub(super) fn check_descriptors(most: u64) -> Result<(), PreflightError> {
     if most < FEWEST_DESCRIPTORS { Err(PreflightError::Descriptors { most }) } else { Ok(()) }
 }
 

@@ -56,7 +56,7 @@ pub(super) struct ServiceContext {
     /// Bounds and counts client streams, over all services together.
     pub(super) proxy: Proxy,
     /// Number of introduction points to keep for each service.
-    pub(super) points: usize,
+    pub(super) points: watch::Receiver<usize>,
     pub(super) health: watch::Receiver<HealthSettings>,
 }
 
@@ -119,9 +119,10 @@ pub(super) struct ServiceUnit {
 
 impl ServiceUnit {
     /// Starts to serve `service` at `targets`. A publisher also publishes it, even without targets.
+    /// A unit that starts without targets never has any.
     pub(super) fn start(
         service: ServiceId,
-        targets: Vec<PortTarget>,
+        targets: watch::Receiver<Vec<PortTarget>>,
         wanted: &ServiceWatches,
         context: &ServiceContext,
     ) -> Result<Self, NodeError> {
@@ -168,7 +169,7 @@ struct Starting<'a> {
 impl Starting<'_> {
     fn start(
         mut self,
-        targets: Vec<PortTarget>,
+        targets: watch::Receiver<Vec<PortTarget>>,
         wanted: &ServiceWatches,
         secrets: Option<PublisherSecrets>,
     ) -> Result<ServiceView, NodeError> {
@@ -180,8 +181,8 @@ impl Starting<'_> {
             self.publisher(master, wanted.publish.subscribe(), other_publisher);
             authority
         });
-        if !targets.is_empty() {
-            health = Some(self.health(&targets));
+        if !targets.borrow().is_empty() {
+            health = Some(self.health(targets.clone()));
             let (streams, incoming) = mpsc::channel(STREAMS);
             self.introduction_points(wanted.balance.subscribe(), streams.clone(), points)?;
             if let Some(authority) = authority {
@@ -237,8 +238,8 @@ impl Starting<'_> {
         self.report("report of a publisher that cannot publish", unable_watch, cannot_publish);
     }
 
-    fn health(&mut self, targets: &[PortTarget]) -> Arc<Health> {
-        let health = Arc::new(Health::start(targets.to_vec(), self.context.health.clone()));
+    fn health(&mut self, targets: watch::Receiver<Vec<PortTarget>>) -> Arc<Health> {
+        let health = Arc::new(Health::start(targets, self.context.health.clone()));
         let mut ready = health.ready();
         ready.mark_changed();
         let service = self.service;
@@ -259,7 +260,7 @@ impl Starting<'_> {
             store: Arc::new(StoredIntroPoints::new(Arc::clone(&self.context.store), self.service)?),
             limits: Arc::clone(&self.limits),
             streams,
-            points: self.context.points,
+            points: self.context.points.clone(),
             wanted,
             advertised,
             status,
@@ -292,14 +293,14 @@ impl Starting<'_> {
         self.parts.start("stand-in", STOP_LIMIT, run);
     }
 
-    fn proxy(&mut self, targets: Vec<PortTarget>, incoming: mpsc::Receiver<Incoming>) {
+    fn proxy(&mut self, targets: watch::Receiver<Vec<PortTarget>>, incoming: mpsc::Receiver<Incoming>) {
         let (to_proxy, clients) = mpsc::channel(STREAMS);
         // Joiners dial the cluster's first service.
         let is_first = self.service == self.context.store.cluster().first_service();
         let join_port = self.context.join_port.clone().filter(|_| is_first);
         let sorted = sort_streams(incoming, to_proxy, join_port, Arc::clone(&self.limits));
         self.parts.spawn("client streams", sorted);
-        let proxy = self.context.proxy.with_ports(self.service, targets);
+        let proxy = self.context.proxy.with_targets(self.service, targets);
         self.parts.start("proxy", GRACE + STOP_LIMIT, |stop| async move {
             proxy.run(clients, stop, GRACE).await;
             Ok(())

@@ -1,5 +1,6 @@
 //! Runs one unit for each service of the cluster: it starts units for new services and stops those
-//! of removed ones, while the others continue.
+//! of removed ones, while the others continue. When a reload changes the targets, the units follow
+//! it without an end; only one that had no targets, and so no clients, starts again.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +14,9 @@ use super::NodeError;
 use super::cluster::{DecisionsByService, ServiceDecisions};
 use super::service_unit::{ServiceContext, ServiceUnit, ServiceView, ServiceWatches};
 use super::supervisor::PartResult;
+use crate::config::Targets;
 use crate::proxy::PortTarget;
+use crate::sync;
 
 /// The state of each service that has a unit, for `status`.
 pub(super) type ServiceViews = BTreeMap<ServiceId, ServiceView>;
@@ -21,8 +24,10 @@ pub(super) type ServiceViews = BTreeMap<ServiceId, ServiceView>;
 /// The units of this node.
 pub(super) struct ServiceUnits {
     context: ServiceContext,
-    /// The targets of each service, from this node's configuration.
-    targets: BTreeMap<ServiceId, Vec<PortTarget>>,
+    /// The targets of all services, from this node's configuration.
+    targets: watch::Receiver<Targets>,
+    /// The service whose targets are those without an address.
+    first: ServiceId,
     /// The cluster's decisions for each service.
     services: watch::Receiver<DecisionsByService>,
     units: BTreeMap<ServiceId, Unit>,
@@ -34,6 +39,9 @@ pub(super) struct ServiceUnits {
 /// A unit that runs or is stopping.
 struct Unit {
     wanted: ServiceWatches,
+    targets: watch::Sender<Vec<PortTarget>>,
+    /// Whether it has been started with targets.
+    serves: bool,
     view: ServiceView,
     stop: CancellationToken,
 }
@@ -45,12 +53,13 @@ impl ServiceUnits {
     /// A unit cannot be started.
     pub(super) fn start(
         context: ServiceContext,
-        targets: BTreeMap<ServiceId, Vec<PortTarget>>,
+        targets: watch::Receiver<Targets>,
         services: watch::Receiver<DecisionsByService>,
         failed: mpsc::Sender<NodeError>,
     ) -> Result<Self, NodeError> {
         let (units, running, views) = (BTreeMap::new(), JoinSet::new(), watch::Sender::default());
-        let mut all = Self { context, targets, services, units, running, views, failed };
+        let first = context.store.cluster().first_service();
+        let mut all = Self { context, targets, first, services, units, running, views, failed };
         all.reconcile()?;
         Ok(all)
     }
@@ -66,6 +75,8 @@ impl ServiceUnits {
             tokio::select! {
                 () = stop.cancelled() => break,
                 changed = self.services.changed() => if changed.is_err() { break },
+                // Without a sender the targets do not change any further.
+                Ok(()) = self.targets.changed() => {}
                 Some(ended) = self.running.join_next() => match ended {
                     Ok(service) => drop(self.units.remove(&service)),
                     // The unit has panicked, and without it the service is not served.
@@ -87,9 +98,15 @@ impl ServiceUnits {
     /// unit stops, its new unit starts after the old one has ended: two would use the same keys.
     fn reconcile(&mut self) -> Result<(), NodeError> {
         let services = self.services.borrow_and_update().clone();
+        let mut targets = self.targets.borrow_and_update().by_service(self.first);
         for (service, unit) in &self.units {
+            let targets = targets.get(service).cloned().unwrap_or_default();
             match services.get(service) {
-                Some(wanted) => unit.wanted.set(wanted.clone()),
+                Some(_) if !unit.serves && !targets.is_empty() => unit.stop.cancel(),
+                Some(wanted) => {
+                    unit.wanted.set(wanted.clone());
+                    sync::publish(&unit.targets, targets);
+                }
                 None if unit.stop.is_cancelled() => {}
                 None => {
                     info!(service = %service, "this address is no longer served");
@@ -99,7 +116,7 @@ impl ServiceUnits {
         }
         for (service, wanted) in services {
             if !self.units.contains_key(&service) {
-                self.start_unit(service, wanted)?;
+                self.start_unit(service, wanted, targets.remove(&service).unwrap_or_default())?;
             }
         }
         let view = |(service, unit): (&ServiceId, &Unit)| (*service, unit.view.clone());
@@ -107,17 +124,22 @@ impl ServiceUnits {
         Ok(())
     }
 
-    fn start_unit(&mut self, service: ServiceId, first: ServiceDecisions) -> Result<(), NodeError> {
-        let ports = self.targets.get(&service).cloned().unwrap_or_default();
-        let wanted = ServiceWatches::new(first);
-        let unit = ServiceUnit::start(service, ports, &wanted, &self.context)?;
+    fn start_unit(
+        &mut self,
+        service: ServiceId,
+        first: ServiceDecisions,
+        targets: Vec<PortTarget>,
+    ) -> Result<(), NodeError> {
+        let (wanted, serves) = (ServiceWatches::new(first), !targets.is_empty());
+        let (targets, of_unit) = watch::channel(targets);
+        let unit = ServiceUnit::start(service, of_unit, &wanted, &self.context)?;
         let (view, stop, failed) = (unit.view(), CancellationToken::new(), self.failed.clone());
         let asked = stop.clone();
         self.running.spawn(async move {
             unit.run(asked, failed).await;
             service
         });
-        self.units.insert(service, Unit { wanted, view, stop });
+        self.units.insert(service, Unit { wanted, targets, serves, view, stop });
         Ok(())
     }
 }

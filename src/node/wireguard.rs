@@ -113,6 +113,26 @@ impl WireguardHandle {
         &self.slot
     }
 
+    /// Follows `enabled` in the configuration when a reload changes it. Other reloads leave a switch
+    /// by [`WireguardHandle::switch`] as it is.
+    pub(super) fn follow(
+        &self,
+        mut config: watch::Receiver<WireguardConfig>,
+    ) -> impl Future<Output = PartResult> + use<> {
+        let wanted = self.wanted.clone();
+        let mut before = config.borrow_and_update().enabled;
+        async move {
+            while config.changed().await.is_ok() {
+                let now = config.borrow_and_update().enabled;
+                if now != before {
+                    wanted.send_replace(now.unwrap_or_default());
+                }
+                before = now;
+            }
+            Ok(())
+        }
+    }
+
     /// Switches WireGuard on or off until the next start, and waits until it is so or has failed.
     pub(super) async fn switch(&self, on: bool) -> WireguardState {
         self.wanted.send_replace(on);
@@ -166,7 +186,8 @@ fn remove_left_over(me: &NodeId) {
 /// WireGuard before it runs.
 pub(super) struct WireguardPart {
     pub(super) starter: Box<dyn EngineStarter>,
-    pub(super) config: WireguardConfig,
+    /// The configuration, which a reload changes.
+    pub(super) config: watch::Receiver<WireguardConfig>,
     pub(super) store: Arc<Store>,
     pub(super) cluster: Cluster,
     /// Takes the streams of peers.
@@ -182,7 +203,7 @@ pub(super) struct WireguardPart {
 impl WireguardPart {
     /// The handle, and the task to run.
     pub(super) fn into_task(self) -> (WireguardHandle, WireguardTask) {
-        let (wanted, watched) = watch::channel(self.config.enabled.unwrap_or_default());
+        let (wanted, watched) = watch::channel(self.config.borrow().enabled.unwrap_or_default());
         let (state, states) = watch::channel(WireguardState::Off);
         let handle = WireguardHandle { wanted, state: states, slot: Arc::clone(&self.slot) };
         (handle, WireguardTask { part: self, wanted: watched, state, ring: Vec::new(), has_announced: false })
@@ -263,19 +284,19 @@ impl WireguardTask {
             Ok(started) => started,
             Err(error) => return End::Failed(with_causes(&error)),
         };
-        let endpoints = self.part.config.endpoints.clone().unwrap_or_else(|| listens.clone());
         self.part.slot.set(Some(Arc::clone(&engine)));
-        info!(?listens, ?endpoints, "WireGuard is on");
+        info!(?listens, endpoints = ?self.endpoints(&listens), "WireGuard is on");
         let mut plan = WireguardPlan::new(self.part.store.cluster(), self.part.store.node_id());
         let mut look = interval(LOOK_PAUSE);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            let endpoints = self.endpoints(&listens);
             self.rotate(&mut own);
             if let Err(why) = self.step(&mut plan, &*engine, &own, &listens, &endpoints).await {
                 return End::Failed(why);
             }
             let refused = plan.refused().clone();
-            let state = WireguardState::On { listens: listens.clone(), endpoints: endpoints.clone(), refused };
+            let state = WireguardState::On { listens: listens.clone(), endpoints, refused };
             sync::publish(&self.state, state);
             tokio::select! {
                 changed = self.wanted.changed() => if changed.is_err() || !*self.wanted.borrow() {
@@ -294,9 +315,15 @@ impl WireguardTask {
         }
     }
 
-    /// The addresses to listen on: configured, or those of the default routes now.
+    /// The addresses to listen on: configured, or those of the default routes now. Read again at each
+    /// look, so that a reload counts.
     fn addresses(&self) -> Vec<SocketAddr> {
-        self.part.config.listen.clone().unwrap_or_else(|| default_addresses(WIREGUARD_PORT))
+        self.part.config.borrow().listen.clone().unwrap_or_else(|| default_addresses(WIREGUARD_PORT))
+    }
+
+    /// The addresses to announce: configured, or those on which the engine listens.
+    fn endpoints(&self, listens: &[SocketAddr]) -> Vec<SocketAddr> {
+        self.part.config.borrow().endpoints.clone().unwrap_or_else(|| listens.to_vec())
     }
 
     /// Whether this host has other addresses than `chosen` now. Without any, it may have lost its

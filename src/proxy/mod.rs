@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
-use crate::counters::{Counter, Counters, PortCounters, add_one};
+use crate::counters::{Counter, Counters, PortCounters, ServiceCounters, add_one};
 use crate::tor::{CircuitId, Incoming, Rejection, TorError};
 use copy::{Bounds, Ended, StreamActivity, copy_both};
 use room::{Admitted, StreamRoom};
@@ -78,17 +78,11 @@ impl Drop for OpenStream<'_> {
     }
 }
 
-/// A virtual port that a proxy serves.
-struct ServedPort {
-    port: u16,
-    target: Target,
-    counters: Arc<PortCounters>,
-}
-
 /// The proxy of one service; a clone is a second handle on the same.
 #[derive(Clone)]
 pub struct Proxy {
-    ports: Arc<[ServedPort]>,
+    targets: watch::Receiver<Vec<PortTarget>>,
+    of_service: Arc<ServiceCounters>,
     shared: Arc<Shared>,
 }
 
@@ -105,15 +99,21 @@ impl Proxy {
     /// A proxy without ports, to make the proxies of services from. A stream keeps the `limits`
     /// that applied when it began. Never serves more than `files` streams at once.
     pub fn new(limits: watch::Receiver<ProxyLimits>, files: usize, counters: Counters) -> Self {
-        Self { ports: Arc::new([]), shared: Arc::new(Shared { limits, files, room: Arc::default(), counters }) }
+        let targets = watch::channel(Vec::new()).1;
+        let shared = Arc::new(Shared { limits, files, room: Arc::default(), counters });
+        Self { targets, of_service: Arc::default(), shared }
     }
 
-    /// A proxy for the virtual ports of a service. It shares the bounds and the counters, so the
-    /// bound on open streams holds for all proxies together.
-    pub fn with_ports(&self, service: ServiceId, ports: Vec<PortTarget>) -> Self {
-        let counters = self.shared.counters.service(service);
-        let served = |PortTarget { port, target }| ServedPort { port, target, counters: counters.port(port) };
-        Self { ports: ports.into_iter().map(served).collect(), shared: Arc::clone(&self.shared) }
+    /// A proxy for the virtual ports of a service. A stream keeps the target that its port had when
+    /// it began. The proxies of a node share the bounds and the counters, so the bound on open
+    /// streams holds for all of them together.
+    pub fn with_targets(&self, service: ServiceId, targets: watch::Receiver<Vec<PortTarget>>) -> Self {
+        let of_service = self.shared.counters.service(service);
+        // A port is counted from the start, not from its first stream.
+        for PortTarget { port, .. } in &*targets.borrow() {
+            of_service.port(*port);
+        }
+        Self { targets, of_service, shared: Arc::clone(&self.shared) }
     }
 
     /// Most streams that may be open at once now, over all services of the node.
@@ -150,6 +150,11 @@ impl Proxy {
         }
     }
 
+    /// The target of a virtual port now.
+    fn target(&self, port: u16) -> Option<Target> {
+        self.targets.borrow().iter().find(|candidate| candidate.port == port).map(|found| found.target.clone())
+    }
+
     fn admit(&self, circuit: CircuitId) -> Option<Admitted> {
         let Shared { room, counters, .. } = &*self.shared;
         room.admit(circuit, self.most_streams()).map_err(|why| counters.count(why)).ok()
@@ -168,13 +173,12 @@ impl Proxy {
         let counters = &self.shared.counters;
         let limits = self.shared.limits.borrow().clone();
         let Incoming { port, request, .. } = incoming;
-        let Some(ServedPort { target, counters: of_port, .. }) =
-            self.ports.iter().find(|candidate| candidate.port == port)
-        else {
+        let Some(target) = self.target(port) else {
             counters.count(Counter::StreamsUnknownPort);
             debug!(port, "refused a stream: no target is configured for its port");
             return request.reject(Rejection::Unavailable).await;
         };
+        let of_port = self.of_service.port(port);
         let began = Instant::now();
         let connected = match timeout(limits.connect, target.connect()).await {
             Ok(connected) => connected.map_err(|error| error.to_string()),
@@ -198,7 +202,7 @@ impl Proxy {
             Ok(client) => client,
             Err(error) => return debug!(port, %error, "a client went away before its stream was accepted"),
         };
-        let _open = OpenStream::new(of_port);
+        let _open = OpenStream::new(&of_port);
         let bounds = Bounds { idle: limits.idle, stall: limits.stall, half_closed: limits.half_closed };
         let report = |activity: StreamActivity| admitted.report(activity);
         let (from_client, to_client) = (&of_port.bytes_from_clients, &of_port.bytes_to_clients);

@@ -60,8 +60,8 @@ fn short() -> ProxyLimits {
 }
 
 fn proxy(target: Target, limits: ProxyLimits) -> Proxy {
-    let node = Proxy::new(watch::channel(limits).1, usize::MAX, Counters::default());
-    node.with_ports(service(), vec![PortTarget { port: 80, target }])
+    let targets = watch::channel(vec![PortTarget { port: 80, target }]).1;
+    Proxy::new(watch::channel(limits).1, usize::MAX, Counters::default()).with_targets(service(), targets)
 }
 
 fn count(proxy: &Proxy, counter: Counter) -> u64 {

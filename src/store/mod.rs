@@ -85,6 +85,26 @@ pub fn inspect(dir: &Path) -> Result<(), StoreError> {
     version::of(dir).map(|_| ())
 }
 
+/// Reads every file of the node in `dir`, as [`Store::open`] does, but locks, writes and migrates
+/// nothing, so that it may be called beside a running daemon. Files of an earlier release are not
+/// read: the next start reads them before it migrates them.
+///
+/// # Errors
+/// Those of [`inspect`] and [`Store::open`].
+pub fn examine(dir: &Path) -> Result<(), StoreError> {
+    if !holds_state(dir) {
+        return Err(StoreError::NotFound(dir.to_owned()));
+    }
+    inspect(dir)?;
+    Store::refuse_unfinished(dir)?;
+    if version::of(dir)? < VERSION {
+        return Ok(());
+    }
+    let store = Store::read(dir, None)?;
+    store.read_all()?;
+    store.services()?.into_iter().try_for_each(|service| store.read_service(service))
+}
+
 /// An open state directory.
 #[derive(Debug)]
 pub struct Store {
@@ -92,8 +112,9 @@ pub struct Store {
     membership: Member,
     /// Held while a file is read, changed and written.
     changing: Mutex<()>,
-    /// The open lock file. The lock is released when it is closed.
-    _lock: File,
+    /// The open lock file. The lock is released when it is closed. `None`: the directory is only
+    /// read.
+    _lock: Option<File>,
 }
 
 impl Store {
@@ -111,17 +132,29 @@ impl Store {
         file::make_dir(dir)?;
         let lock = lock::take(dir)?;
         file::sweep(dir)?;
-        if !dir.join(Kind::Membership.name()).exists()
-            && let Some(pending) = draft::read_pending(dir)?
-        {
-            return Err(pending.unfinished(dir));
-        }
+        Self::refuse_unfinished(dir)?;
         migrations::run(dir)?;
         Self::load(dir, lock)
     }
 
+    /// Refuses a directory in which an `init` or `join` was interrupted.
+    fn refuse_unfinished(dir: &Path) -> Result<(), StoreError> {
+        if dir.join(Kind::Membership.name()).exists() {
+            return Ok(());
+        }
+        draft::read_pending(dir)?.map_or(Ok(()), |pending| Err(pending.unfinished(dir)))
+    }
+
     /// Checks every file. The caller holds the lock.
     fn load(dir: &Path, lock: File) -> Result<Self, StoreError> {
+        let store = Self::read(dir, Some(lock))?;
+        store.check()?;
+        file::remove(&store.path(Kind::Pending))?;
+        Ok(store)
+    }
+
+    /// Reads which node the directory belongs to.
+    fn read(dir: &Path, lock: Option<File>) -> Result<Self, StoreError> {
         let cluster = read_cluster(dir)?;
         let home = OwnedFolder::of_cluster(dir, cluster);
         let path = home.path(Kind::Membership);
@@ -129,14 +162,22 @@ impl Store {
         // Expiry is not checked here: it is up to the callers that have a clock.
         let membership =
             chain.verify(cluster, 0).map_err(|error| StoreError::content(&path, Kind::Membership, error))?;
-        let store = Self { dir: dir.to_owned(), membership, changing: Mutex::new(()), _lock: lock };
-        store.check()?;
-        file::remove(&home.path(Kind::Pending))?;
-        Ok(store)
+        Ok(Self { dir: dir.to_owned(), membership, changing: Mutex::new(()), _lock: lock })
     }
 
-    /// Reads every file, so that damage is found before the node starts.
+    /// Reads every file, so that damage is found before the node starts, and makes the directories
+    /// that are missing.
     fn check(&self) -> Result<(), StoreError> {
+        self.read_all()?;
+        for dir in [self.arti_dir(), self.arti_state_dir(), self.arti_cache_dir()] {
+            file::make_dir(&dir)?;
+        }
+        file::sweep(&self.dir.join(service::FOLDER))?;
+        self.services()?.into_iter().try_for_each(|service| self.check_service(service))
+    }
+
+    /// Reads every file but those of services.
+    fn read_all(&self) -> Result<(), StoreError> {
         self.node_secret()?;
         self.authority_secret()?;
         self.discovery()?;
@@ -149,12 +190,7 @@ impl Store {
         self.members()?;
         self.is_draining()?;
         self.alarms()?;
-        self.wireguard_keys()?;
-        for dir in [self.arti_dir(), self.arti_state_dir(), self.arti_cache_dir()] {
-            file::make_dir(&dir)?;
-        }
-        file::sweep(&self.dir.join(service::FOLDER))?;
-        self.services()?.into_iter().try_for_each(|service| self.check_service(service))
+        self.wireguard_keys().map(|_| ())
     }
 
     /// The state directory.

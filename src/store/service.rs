@@ -187,12 +187,17 @@ impl Store {
 
     /// Reads and checks all files of a service.
     pub(super) fn check_service(&self, service: ServiceId) -> Result<(), StoreError> {
-        self.identity_secret(service)?;
-        self.revisions(service)?;
+        self.read_service(service)?;
         make(&self.dir, service)?;
         file::sweep(&self.of(service).dir)?;
         self.sweep_intro_points(service)?;
         self.intro_points(service).map(|_| ())
+    }
+
+    /// Reads the files of a service that every node must have whole.
+    pub(super) fn read_service(&self, service: ServiceId) -> Result<(), StoreError> {
+        self.identity_secret(service)?;
+        self.revisions(service).map(|_| ())
     }
 
     pub(super) fn of(&self, service: ServiceId) -> OwnedFolder {

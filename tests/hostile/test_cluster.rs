@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use rustbalance::clock::unix_now;
-use rustbalance::config::{Config, JOIN_PORT, LiveConfig};
+use rustbalance::config::{Config, JOIN_PORT, LiveConfig, Reloaded};
 use rustbalance::control::{Request, Response, Status, call};
 use rustbalance::join::{JoinError, Joined, Token, found, persist_joined, redeem};
 use rustbalance::keys::NodeSecret;
@@ -399,7 +399,7 @@ impl Daemon {
         self.live = Some(Arc::clone(&live));
         let task = runtime.spawn(async move {
             let store = Arc::new(Store::open(&dir)?);
-            Box::pin(run_on(engine, store, &live, stop)).await
+            Box::pin(run_on(engine, store, live, stop)).await
         });
         self.running = Some((runtime, task));
     }
@@ -450,8 +450,8 @@ impl Daemon {
         self.status().await.map_or(0, |status| status.refused.get(name).copied().unwrap_or(0))
     }
 
-    /// Changes the configuration of the running daemon. Returns the keys that need a restart.
-    pub(crate) fn reconfigure(&self, change: impl FnOnce(&mut Config)) -> Vec<String> {
+    /// Changes the configuration of the running daemon.
+    pub(crate) fn reconfigure(&self, change: impl FnOnce(&mut Config)) -> Reloaded {
         let live = self.live.as_ref().unwrap();
         let mut config = live.at_start().clone();
         change(&mut config);

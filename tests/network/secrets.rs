@@ -50,6 +50,9 @@ fn whole_life(progress: &mut Progress, cluster: &Cluster<'_>) -> Result<()> {
     for node in &nodes {
         node.command(&["status"], "", LIMIT)?.ok("status")?;
         node.command(&["status", "--json"], "", LIMIT)?.ok("status --json")?;
+        let report = node.command(&["bugreport"], "", LIMIT)?.ok("bugreport")?;
+        ensure!(report.contains("TRACE") && report.contains("(onion address 1)"), "the report has no log: {report}");
+        ensure!(!report.contains(cluster.onion()?.trim_end_matches(".onion")), "the report shows the address");
     }
     progress.report(format_args!("three nodes are served, one a worker"));
 

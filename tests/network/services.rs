@@ -54,9 +54,9 @@ fn two_addresses(progress: &mut Progress) -> Result<()> {
     );
     fs::write(dir.join("rustbalance.toml"), ports)?;
     let arti = Arti::start("two-addresses")?;
-    let (live, stop) = (LiveConfig::new(Config::load(&dir)?), CancellationToken::new());
+    let (live, stop) = (Arc::new(LiveConfig::new(Config::load(&dir)?)), CancellationToken::new());
     let (engine, stopped) = (Arc::clone(&arti.engine) as Arc<dyn Engine>, stop.clone());
-    let running = arti.runtime.spawn(async move { Box::pin(run_on(engine, store, &live, stopped)).await });
+    let running = arti.runtime.spawn(async move { Box::pin(run_on(engine, store, live, stopped)).await });
 
     let client = network().client("of-two-addresses", Warmth::Warm)?;
     for (service, site) in services.iter().zip(&sites) {

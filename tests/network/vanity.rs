@@ -1,4 +1,7 @@
-//! `init --vanity` searches an address, and stock clients reach the service there.
+//! `init --vanity` searches an address, and stock clients reach the service there. Beside the running
+//! node, `check --network` reaches Tor, too.
+
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use rustbalance_testnet::cluster::Cluster;
@@ -7,6 +10,8 @@ use crate::support::{Progress, with_cluster};
 
 /// One key in a million: less than a second even where the processor has no vectors.
 const PREFIX: &str = "rust";
+/// Longer than the command tries to reach Tor.
+const CHECK_LIMIT: Duration = Duration::from_secs(240);
 
 #[test]
 fn a_searched_address_is_served() {
@@ -23,5 +28,10 @@ fn served(progress: &mut Progress, cluster: &Cluster<'_>) -> Result<()> {
     let (name, elapsed) = cluster.fetch()?;
     ensure!(name == "alpha", "{name} has answered");
     progress.report(format_args!("a stock client was served in {elapsed:.1?}"));
+    let findings = node.command(&["check", "--network"], "", CHECK_LIMIT)?.ok("check --network")?;
+    for found in [" runs, healthy", "Tor was reached within ", "0 problems, "] {
+        ensure!(findings.contains(found), "{found:?} is not in {findings}");
+    }
+    progress.report(format_args!("its operator finds no problem, and that Tor is reached"));
     Ok(())
 }

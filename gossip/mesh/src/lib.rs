@@ -227,6 +227,12 @@ impl Mesh {
         self.gate.set_limits(limits);
     }
 
+    /// Returns a function that replaces the limits without borrowing the mesh.
+    pub fn limiting(&self) -> impl Fn(MeshLimits) + Send + Sync + 'static {
+        let gate = Arc::clone(&self.gate);
+        move |limits| gate.set_limits(limits)
+    }
+
     /// Messages and values refused since the start, and restarts.
     pub fn counters(&self) -> MeshCounters {
         self.gate.counters()

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 pub use admit::{AdmissionDelay, LISTEN_BEFORE_ADMITTING};
 pub use isolation::Isolated;
-pub use settings::{Action, Event, Leadership, Settings};
+pub use settings::{Action, Event, Leadership, Preferences, Settings};
 
 use crate::bytes::VarBytes;
 use crate::id::{ClusterId, InvitationId, NodeId, ServiceId};
@@ -92,7 +92,8 @@ impl Coordinator {
         Self {
             cluster: member.authority.cluster,
             me,
-            view: View::new(member.clone(), settings.patience, settings.term).with_waiting(settings.waiting),
+            view: View::new(member.clone(), settings.patience, settings.term)
+                .with_waiting(settings.preferences.waiting),
             member,
             last: None,
             started: Now { mono: Duration::ZERO, unix: 0 },
@@ -297,6 +298,7 @@ impl Coordinator {
                 self.endpoint = Some(sealed);
                 return self.announce_endpoint(now, out);
             }
+            Event::Preferences(preferences) => return self.prefer(preferences, now, out),
             Event::Fact(fact) => return self.fold(|view| view.fold_fact(fact, now)),
             Event::KnownMembers(chains) => {
                 let mut changes = Changes::default();

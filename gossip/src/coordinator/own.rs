@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::speaker::DueRecords;
-use super::{Action, Coordinator, Now};
+use super::{Action, Coordinator, Now, Preferences};
 use crate::address::mesh_address;
 use crate::id::ServiceId;
 use crate::record::{
@@ -41,22 +41,37 @@ impl Coordinator {
         changes
     }
 
-    pub(super) fn announce_card(&mut self, now: Now, out: &mut Vec<Action>) {
+    /// Takes other preferences, and announces those that the other nodes must know.
+    pub(super) fn prefer(&mut self, preferences: Preferences, now: Now, out: &mut Vec<Action>) -> Changes {
+        if preferences == self.settings.preferences {
+            return Changes::default();
+        }
+        self.view.set_waiting(preferences.waiting);
+        self.settings.preferences = preferences;
+        if let Some(term) = self.election.leading() {
+            self.announce_lease(term, self.settings.timing.ttl, now, out);
+        }
+        let mut changes = self.announce_card(now, out);
+        // Whether outages are hidden matters to the plan, even if the card says the same.
+        changes.points = true;
+        changes
+    }
+
+    pub(super) fn announce_card(&mut self, now: Now, out: &mut Vec<Action>) -> Changes {
         let card = |seq| NodeCard {
             cluster: self.cluster,
             node: self.me,
             seq,
             chain: self.member.chain(),
             address: mesh_address(&self.me),
-            priority: self.settings.priority,
-            weight: self.settings.weight.clamp(1, 100),
+            priority: self.settings.preferences.priority,
+            weight: self.settings.preferences.weight.clamp(1, 100),
             version: self.settings.version.chars().filter(|it| it.is_ascii_graphic()).take(64).collect(),
-            ports: self.settings.ports.iter().copied().take(NodeCard::MAX_PORTS).collect(),
+            ports: self.settings.preferences.ports.iter().copied().take(NodeCard::MAX_PORTS).collect(),
         };
-        if let Some((card, bytes)) = self.speaker.sign(card) {
-            out.push(Action::Gossip { kind: RecordKind::Card, bytes });
-            self.fold(|view| view.fold_card(card, now));
-        }
+        let Some((card, bytes)) = self.speaker.sign(card) else { return Changes::default() };
+        out.push(Action::Gossip { kind: RecordKind::Card, bytes });
+        self.fold(|view| view.fold_card(card, now))
     }
 
     /// Announces the WireGuard keys and addresses, if this node has had any since its start.
@@ -102,7 +117,7 @@ impl Coordinator {
             return;
         }
         let ttl_ms = u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX);
-        let (cluster, holder, priority) = (self.cluster, self.me, self.settings.priority);
+        let (cluster, holder, priority) = (self.cluster, self.me, self.settings.preferences.priority);
         let record = |seq| Lease { cluster, holder, seq, term, priority, ttl_ms };
         let Some((lease, bytes)) = self.speaker.sign(record) else { return };
         out.push(Action::Gossip { kind: RecordKind::Lease, bytes });

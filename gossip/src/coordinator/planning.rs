@@ -69,7 +69,7 @@ impl Planner {
     }
 
     fn choose(&mut self, view: &View, settings: &Settings, now: Now) -> Choice {
-        let secret = settings.hide_outages.as_ref();
+        let secret = settings.preferences.hide_outages.as_ref();
         let hidden = secret.map(|secret| outage::hidden(view, &self.service, secret, &self.choice, now.mono));
         let Hidden { points: hidden, until } = hidden.unwrap_or_default();
         self.hidden_until = until;

@@ -13,17 +13,13 @@ use crate::record::{
 };
 use crate::view::DEFAULT_WAITING;
 
-/// The settings of a coordinator, which do not change while it runs.
+/// The settings of a coordinator. All but the preferences stay as they are while it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Priority in the election, 0 to 255: nodes with a lower one publish first.
-    pub priority: u8,
-    /// Weight of its share of the introduction points relative to other nodes, 1 to 100.
-    pub weight: u8,
+    /// What the operator may change while it runs.
+    pub preferences: Preferences,
     /// The program's version, at most 64 bytes.
     pub version: String,
-    /// The virtual ports that this node serves, none of them 0.
-    pub ports: BTreeSet<u16>,
     /// The subprotocols that this node grants to clients, at most
     /// [`MAX_SUBPROTOCOLS`](crate::record::MAX_SUBPROTOCOLS).
     pub subprotocols: BTreeSet<Subprotocol>,
@@ -46,6 +42,17 @@ pub struct Settings {
     /// Length of a rotation epoch in seconds: the descriptor lists the same sources for this time
     /// when there are more of them than places.
     pub rotation: u64,
+}
+
+/// The settings that can change while a coordinator runs ([`Event::Preferences`]).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Preferences {
+    /// Priority in the election, 0 to 255: nodes with a lower one publish first.
+    pub priority: u8,
+    /// Weight of its share of the introduction points relative to other nodes, 1 to 100.
+    pub weight: u8,
+    /// The virtual ports that this node serves, none of them 0.
+    pub ports: BTreeSet<u16>,
     /// Secret for the random times for which the points of silent nodes stay in the descriptor;
     /// `None`: they leave at once.
     pub hide_outages: Option<OutageSecret>,
@@ -53,15 +60,25 @@ pub struct Settings {
     pub waiting: usize,
 }
 
+impl Default for Preferences {
+    fn default() -> Self {
+        Self {
+            priority: NodeCard::DEFAULT_PRIORITY,
+            weight: NodeCard::DEFAULT_WEIGHT,
+            ports: BTreeSet::new(),
+            hide_outages: None,
+            waiting: DEFAULT_WAITING,
+        }
+    }
+}
+
 impl Settings {
     /// The defaults for a node at its `boot`th start, with the random number `instance` and the
     /// highest stored term `term`.
     pub fn new(boot: u64, instance: u64, term: u64) -> Self {
         Self {
-            priority: NodeCard::DEFAULT_PRIORITY,
-            weight: NodeCard::DEFAULT_WEIGHT,
+            preferences: Preferences::default(),
             version: env!("CARGO_PKG_VERSION").into(),
-            ports: BTreeSet::new(),
             subprotocols: BTreeSet::new(),
             boot,
             instance,
@@ -71,8 +88,6 @@ impl Settings {
             joining: Duration::from_secs(45),
             intro_points: MAX_INTRO_POINTS,
             rotation: 3600,
-            hide_outages: None,
-            waiting: DEFAULT_WAITING,
         }
     }
 }
@@ -149,6 +164,8 @@ pub enum Event {
         /// [`Endpoint::MAX_SEALED`](crate::record::Endpoint::MAX_SEALED) bytes.
         sealed: VarBytes,
     },
+    /// The operator has changed the settings that may change.
+    Preferences(Preferences),
     /// A fact that this node has signed with the authority key, or has read from disk.
     Fact(AnyFact),
     /// Members known from the answer to a join or from disk. If there are any, this must be the

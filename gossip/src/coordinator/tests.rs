@@ -356,6 +356,27 @@ fn a_descriptor_offers_a_subprotocol_once_every_node_grants_it() {
 }
 
 #[test]
+fn changed_preferences_are_announced_at_once_and_only_if_they_differ() {
+    let mut scene = Scene::new();
+    scene.pass(60);
+    scene.event(waits_at(point(1, 1)));
+    scene.event(ready(true));
+    assert_eq!(scene.node.leadership(), Leadership::Publisher { term: 1 });
+    let preferences = Preferences { priority: 7, weight: 9, ports: [22, 80].into(), ..Preferences::default() };
+    let announces = |actions: &[Action], wanted: RecordKind| {
+        actions.iter().any(|action| matches!(action, Action::Gossip { kind, .. } if *kind == wanted))
+    };
+    let actions = scene.event(Event::Preferences(preferences.clone()));
+    assert!(announces(&actions, RecordKind::Card) && actions.contains(&Action::MembersChanged), "{actions:?}");
+    let (card, lease) = (scene.last::<NodeCard>(RecordKind::Card), scene.last::<Lease>(RecordKind::Lease));
+    assert_eq!((card.priority, card.weight, card.ports.as_slice()), (7, 9, &[22, 80][..]));
+    assert_eq!((lease.priority, lease.term), (7, 1), "the lease goes on");
+    let actions = scene.event(Event::Preferences(preferences));
+    assert!(!announces(&actions, RecordKind::Card), "{actions:?}");
+    assert_eq!(scene.node.leadership(), Leadership::Publisher { term: 1 });
+}
+
+#[test]
 fn a_publisher_that_says_goodbye_is_replaced_at_once() {
     let mut scene = Scene::new();
     let other = scene.meet(1, Role::Publisher);

@@ -280,7 +280,7 @@ impl World {
         it.slept = Duration::ZERO;
         it.frozen = false;
         it.silent_since = None;
-        let settings = Settings { priority: 100, ..Settings::new(it.disk.boot, it.disk.boot, it.disk.term) };
+        let settings = Settings::new(it.disk.boot, it.disk.boot, it.disk.term);
         let mut coordinator = Coordinator::new(settings, Box::new(it.identity.key.clone()), it.identity.member.clone());
         coordinator = match bug {
             Some(Bug::TrustsUnverified) => coordinator.with_check(Box::new(AcceptsAll)),

@@ -303,8 +303,14 @@ impl View {
     /// Keeps at most `most` records that wait for their signer's card; [`DEFAULT_WAITING`]
     /// otherwise.
     pub fn with_waiting(mut self, most: usize) -> Self {
-        self.pending.most = most;
+        self.set_waiting(most);
         self
+    }
+
+    /// Keeps at most `most` such records from now on. If there are more, the oldest are dropped
+    /// when the next one arrives.
+    pub(crate) fn set_waiting(&mut self, most: usize) {
+        self.pending.most = most;
     }
 
     /// Sets when this process began, in seconds since the Unix epoch.

@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use super::super::cluster::tests::{IdleCluster, Running, alone, founder_with};
 use super::*;
 use crate::balance;
+use crate::config::FurtherPorts;
 use crate::counters::Counters;
 use crate::health::HealthSettings;
 use crate::keys::IdentitySecret;
@@ -62,6 +63,16 @@ impl Site {
                 engine.upload(directory, period.id, &text, LIMIT).await.unwrap();
             }
         }
+    }
+
+    /// Waits until visits succeed, or until they fail.
+    async fn until_visits(&self, net: &FakeNet, succeed: bool) {
+        let visits = async {
+            while self.visit(net).await.is_ok() != succeed {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(LIMIT, visits).await.unwrap();
     }
 
     /// The stream of a new client, after the target has sent its name.
@@ -117,13 +128,13 @@ async fn a_service_comes_and_goes_while_another_is_served() {
         join_port: None,
         limits: limits(),
         proxy: Proxy::new(watch::channel(ProxyLimits::default()).1, usize::MAX, Counters::default()),
-        points: 2,
+        points: watch::channel(2).1,
         health: watch::channel(HealthSettings::default()).1,
     };
-    let mut targets = BTreeMap::new();
-    for of in [&first, &second] {
-        targets.insert(of.id(), vec![PortTarget { port: 80, target: Target::Tcp(site(of.name).await) }]);
-    }
+    let at = |site: std::net::SocketAddr| vec![PortTarget { port: 80, target: Target::Tcp(site) }];
+    let of_first = at(site(first.name).await);
+    let further: FurtherPorts = [(second.id(), at(site(second.name).await))].into();
+    let (change, targets) = watch::channel(Targets { first: of_first, further: further.clone() });
     let services = watch::Sender::new(DecisionsByService::from([(first.id(), wanted())]));
     let (failed, mut failures) = mpsc::channel(1);
     let units = ServiceUnits::start(context, targets, services.subscribe(), failed).unwrap();
@@ -150,6 +161,26 @@ async fn a_service_comes_and_goes_while_another_is_served() {
     services.send_modify(|services| drop(services.insert(second.id(), wanted())));
     points(&mut views, second.id()).await;
     second.visit(&net).await.unwrap();
+    is_open(&mut before).await;
+
+    // A reload takes its targets away and gives them back.
+    let mut kept = second.visit(&net).await.unwrap();
+    change.send_modify(|targets| targets.further.clear());
+    second.until_visits(&net, false).await;
+    is_open(&mut kept).await;
+    change.send_modify(|targets| targets.further.clone_from(&further));
+    second.until_visits(&net, true).await;
+    is_open(&mut kept).await;
+
+    // A unit that has started without targets gets some.
+    change.send_modify(|targets| targets.further.clear());
+    services.send_modify(|services| drop(services.remove(&second.id())));
+    timeout(LIMIT, views.wait_for(|views| views.len() == 1)).await.unwrap().unwrap();
+    services.send_modify(|services| drop(services.insert(second.id(), wanted())));
+    timeout(LIMIT, views.wait_for(|views| views.len() == 2)).await.unwrap().unwrap();
+    second.until_visits(&net, false).await;
+    change.send_modify(|targets| targets.further = further);
+    second.until_visits(&net, true).await;
     is_open(&mut before).await;
 
     drop(before);

@@ -6,7 +6,10 @@ use crate::outage::{HIDDEN_TIME, OutageSecret};
 /// A publisher with one introduction point and another node with two, all published and healthy.
 fn pair(hides: bool, role: Role) -> (Scene, Identity) {
     let hide_outages = hides.then(|| OutageSecret::from_bytes([5; 32]));
-    let mut scene = Scene::with(Settings { hide_outages, ..settings() }, Role::Publisher);
+    let mut scene = Scene::with(
+        Settings { preferences: Preferences { hide_outages, ..Preferences::default() }, ..settings() },
+        Role::Publisher,
+    );
     scene.pass(1);
     scene.event(waits_at(point(1, 1)));
     scene.event(ready(true));
