@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Tests the WireGuard engine of the kernel in a real kernel: Debian's, in a virtual machine that qemu
-# emulates in software, without a disk or a network. The suite of engines runs with the kernel engine
-# on both sides and beside the userspace engine, and its guards against what the kernel already has.
+# Tests the WireGuard engine of the kernel in a real kernel: Debian's, in a virtual machine that
+# qemu emulates in software, without a disk or a network. The suite of engines runs with the kernel
+# engine on both sides and beside the userspace engine, and its guards against what the kernel
+# already has.
 #
 # Needs no privilege. The kernel and busybox come from Debian by apt, are unpacked under
 # target/kernel-wireguard/, and are not installed. `install.sh kernel` installs qemu. Where these
@@ -118,12 +119,16 @@ absent=$suite::a_kernel_without_the_module_is_refused_with_what_to_do
 for module in $(grep -vx wireguard /modules/order); do
     insmod "/modules/$module.ko" || echo "cannot load $module"
 done
-ip link set lo up
-ip link add br0 type bridge
-ip link set br0 up
-ip address add 10.9.255.254/16 dev br0
+# The shell prefers busybox's own ip, which knows less.
+/bin/ip link set lo up
+/bin/ip link add br0 type bridge
+/bin/ip link set br0 up
+/bin/ip address add 10.9.255.254/16 dev br0
 tests --ignored --test-threads=1 --exact "$absent"
 first=$?
+# The second run numbers its hosts from 1 again.
+/bin/ip link delete v1
+/bin/ip netns delete n1
 insmod /modules/wireguard.ko
 tests --ignored --test-threads=THREADS $suite --skip "$absent"
 second=$?

@@ -212,7 +212,9 @@ pub(crate) async fn both_keys_rotate_under_traffic_without_loss(ground: &dyn Gro
             traffic(&mut near, &mut far).await;
         }
     }
-    assert!(longest < Duration::from_secs(1), "bytes took {longest:?}");
+    // Between two kinds of engines a segment may be lost with each change. TCP's first pause before
+    // it repeats one is a second.
+    assert!(longest < Duration::from_secs(2), "bytes took {longest:?}");
     let mut again = one.dial(&two).await;
     let mut there = two.accept().await;
     assert!(again.binding == there.binding && again.binding != first);
@@ -250,8 +252,9 @@ pub(crate) async fn the_endpoints_of_a_peer_are_tried_in_turn(ground: &dyn Groun
     one.apply(BTreeMap::from([(two.id, peer)]));
     let mut near = one.dial(&two).await;
     transfer(&mut near, &mut two.accept().await, b"found").await;
-    assert_eq!(one.started.engine.status()[&two.id].endpoint, Some(two.started.endpoint));
-    assert_eq!(two.started.engine.status()[&one.id].endpoint, Some(one.started.endpoint));
+    let knows =
+        |one: &TestNode, two: &TestNode| one.started.engine.status()[&two.id].endpoint == Some(two.started.endpoint);
+    until("both know where the other is", || knows(&one, &two) && knows(&two, &one)).await;
 }
 
 pub(crate) async fn a_peer_with_another_key_gets_nothing(ground: &dyn Ground) {

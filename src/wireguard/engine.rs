@@ -36,7 +36,7 @@ pub trait Engine: Send + Sync + 'static {
     /// See [`EngineError`].
     async fn dial(&self, to: NodeId, limit: Duration) -> Result<TunnelStream, EngineError>;
 
-    /// What is known of each peer of the desired state. Bytes may be counted up to a second later.
+    /// What is known of each peer of the desired state. Up to a second old.
     fn status(&self) -> BTreeMap<NodeId, PeerStatus>;
 }
 

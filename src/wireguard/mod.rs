@@ -3,7 +3,8 @@
 //!
 //! An [`Engine`] is a running WireGuard that carries byte streams between nodes. It works towards
 //! a [`Desired`] state, and knows neither records nor gossip. [`Userspace`] is the engine inside
-//! this process, [`Kernel`] that of the Linux kernel. [`WireguardRoute`] makes a [`crate::link::Route`] of any engine.
+//! this process, [`Kernel`] that of the Linux kernel. [`WireguardRoute`] makes a
+//! [`crate::link::Route`] of any engine.
 //!
 //! [`WireguardPlan`] computes the desired state from the members' announcements, which [`open`]
 //! opens, and from this node's own keys ([`OwnKeys`]), which rotate daily.

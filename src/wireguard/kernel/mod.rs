@@ -7,7 +7,7 @@
 //! the crate is held back.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -174,15 +174,11 @@ fn common_port(listens: &[SocketAddr]) -> Result<u16, EngineError> {
     }
 }
 
-/// Checks that no other program has the port: the crate would not report it by its reason.
+/// Checks that no other program has the port, of IPv4 or IPv6: the crate would hide the reason.
 #[expect(clippy::disallowed_methods, reason = "tries the port that the kernel is about to take, and sends nothing")]
 fn is_port_free(port: u16) -> Result<(), EngineError> {
-    let any: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
-    // One after the other: by default, a socket of IPv6 takes the port of IPv4, too.
-    any.into_iter().try_for_each(|ip| {
-        let address = SocketAddr::new(ip, port);
-        UdpSocket::bind(address).map(drop).map_err(|source| EngineError::Bind { address, source })
-    })
+    let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    UdpSocket::bind(address).map(drop).map_err(|source| EngineError::Bind { address, source })
 }
 
 /// Hands on the streams that peers open, and watches the thread, until the engine stops.

@@ -15,7 +15,8 @@ use rustbalance_gossip::id::NodeId;
 use rustix::thread::{CapabilitySet, LinkNameSpaceType};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::runtime::{Builder, Runtime};
-use tokio::time::timeout;
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
 
 use crate::config::WIREGUARD_PORT;
 use crate::counters::Counters;
@@ -34,6 +35,20 @@ fn run(program: &str, arguments: &str) -> String {
     let output = Command::new(program).args(arguments.split_whitespace()).output().unwrap();
     assert!(output.status.success(), "{program} {arguments}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// Starts the engine. While another thread starts a program, that has a copy of the socket with
+/// which the engine has tried its port: so a busy port is tried again.
+async fn start(node: NodeId, listens: &[SocketAddr]) -> Result<(Kernel, mpsc::Receiver<TunnelStream>), EngineError> {
+    for _ in 0..20 {
+        match Kernel::start(node, listens, Counters::default()).await {
+            Err(EngineError::Bind { .. } | EngineError::Kernel(KernelError::Call { .. })) => {
+                sleep(Duration::from_millis(50)).await;
+            }
+            started => return started,
+        }
+    }
+    Kernel::start(node, listens, Counters::default()).await
 }
 
 /// A network namespace with an address on the bridge, and a runtime whose threads are in it.
@@ -80,8 +95,7 @@ impl Host {
 
     async fn start_kernel(&self, node: NodeId) -> Result<Kernel, EngineError> {
         let listens = [self.endpoint()];
-        self.inside(async move { Kernel::start(node, &listens, Counters::default()).await.map(|(engine, _)| engine) })
-            .await
+        self.inside(async move { start(node, &listens).await.map(|(engine, _)| engine) }).await
     }
 }
 
@@ -154,14 +168,14 @@ impl Ground for Guest {
         let side = self.sides[usize::from(node.public_key()[0] % 2)];
         let (engine, arrivals): (Arc<dyn Engine>, _) = host
             .inside(async move {
-                let counters = Counters::default();
                 match side {
                     Side::Kernel => {
-                        let (engine, arrivals) = Kernel::start(node, &[endpoint], counters).await.unwrap();
+                        let (engine, arrivals) = start(node, &[endpoint]).await.unwrap();
                         (Arc::new(engine) as Arc<dyn Engine>, arrivals)
                     }
                     Side::Userspace => {
-                        let (engine, arrivals) = Userspace::start(node, &[endpoint], counters).await.unwrap();
+                        let (engine, arrivals) =
+                            Userspace::start(node, &[endpoint], Counters::default()).await.unwrap();
                         (Arc::new(engine) as Arc<dyn Engine>, arrivals)
                     }
                 }
@@ -250,8 +264,7 @@ async fn the_interface_has_one_address_and_goes_with_the_engine() {
     assert!(!host.ip("link").contains(&name));
     // An interface that was removed by hand ends the engine, and a new one can start.
     let listens = [host.endpoint()];
-    let (_engine, mut streams) =
-        host.inside(async move { Kernel::start(node(1), &listens, Counters::default()).await.unwrap() }).await;
+    let (_engine, mut streams) = host.inside(async move { start(node(1), &listens).await.unwrap() }).await;
     host.ip(&format!("link delete {name}"));
     assert!(timeout(PATIENCE, streams.recv()).await.expect("the engine goes on").is_none());
     host.start_kernel(node(1)).await.unwrap();
@@ -261,8 +274,7 @@ async fn the_interface_has_one_address_and_goes_with_the_engine() {
 #[ignore = "needs a kernel with WireGuard: scripts/kernel-wireguard.sh"]
 async fn what_a_killed_process_leaves_is_removed_at_the_next_start() {
     if std::env::var_os(TO_BE_KILLED).is_some() {
-        let _engine =
-            Kernel::start(node(1), &["10.9.255.254:7440".parse().unwrap()], Counters::default()).await.unwrap();
+        let _engine = start(node(1), &["10.9.255.254:7440".parse().unwrap()]).await.unwrap();
         return std::future::pending().await;
     }
     let name = interface_name(&node(1));
@@ -286,8 +298,7 @@ async fn what_a_killed_process_leaves_is_removed_at_the_next_start() {
     killed().await;
     // Another node's start leaves it alone.
     assert!(!Kernel::remove_left_over(&node(2)).unwrap());
-    let (engine, _) =
-        Kernel::start(node(1), &["10.9.255.254:7440".parse().unwrap()], Counters::default()).await.unwrap();
+    let (engine, _) = start(node(1), &["10.9.255.254:7440".parse().unwrap()]).await.unwrap();
     drop(engine);
     assert!(!left());
 }
@@ -301,7 +312,7 @@ fn a_process_without_the_capability_is_refused_with_what_to_do() {
         rustix::thread::set_capabilities(None, sets).unwrap();
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
         let listens = ["10.9.255.254:7441".parse().unwrap()];
-        runtime.block_on(Kernel::start(node(4), &listens, Counters::default())).map(drop).unwrap_err()
+        runtime.block_on(start(node(4), &listens)).map(drop).unwrap_err()
     });
     let error = without.join().unwrap();
     assert!(matches!(&error, EngineError::Kernel(KernelError::NotPermitted(_))), "{error}");
