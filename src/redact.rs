@@ -18,8 +18,8 @@ pub(crate) fn onion_addresses(text: &str) -> String {
     })
 }
 
-/// Redacts the parts of one report: onion addresses get a number each, by which they can be told
-/// apart; IP addresses other than loopback, keys and fingerprints are replaced.
+/// Redacts the parts of one report: onion addresses get a number each, which distinguishes them; IP
+/// addresses other than loopback, keys and fingerprints are replaced.
 #[derive(Debug, Default)]
 pub(crate) struct Redaction {
     /// The onion addresses so far, without `.onion`.

@@ -440,7 +440,7 @@ fn check_finds_what_is_wrong_with_a_node_and_changes_nothing() {
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
     let text = std::fs::read_to_string(&config).unwrap();
     std::fs::write(&config, format!("{text}\n[arti.logging]\nx = 1\n")).unwrap();
-    let before = contents(home.path());
+    let before = contents(&dir);
     let (code, findings) = checked(&dir);
     assert_eq!(code, 1);
     let problem = |check: &str| {
@@ -449,7 +449,7 @@ fn check_finds_what_is_wrong_with_a_node_and_changes_nothing() {
     };
     assert!(problem("state directory").contains("chmod -R go= "), "{findings:?}");
     assert!(problem("Tor's settings").contains("logging"), "{findings:?}");
-    assert_eq!(contents(home.path()), before);
+    assert_eq!(contents(&dir), before);
     let done = run(&dir, &["check"]);
     assert_eq!(done.code, 1);
     assert!(done.out.contains("PROBLEM  state directory ") && done.out.contains("2 problems, "), "{}", done.out);

@@ -59,8 +59,8 @@ fn exposure(unit: &Path) -> f32 {
     level.split_whitespace().next().unwrap().parse().unwrap()
 }
 
-/// `systemctl reload` must fail if the configuration is refused, so it runs a command that waits for
-/// the outcome; and that command must be one that the program knows, for the directory of the node.
+/// `systemctl reload` must fail if the configuration is refused, so it runs a command that waits
+/// for the outcome. The program must know that command, and find the directory of the node in it.
 #[test]
 fn the_unit_reloads_the_configuration_of_the_node_that_it_runs() {
     let unit = packaging("rustbalance.service");

@@ -79,7 +79,7 @@ struct Signals {
 impl Signals {
     /// Listens from now on. Signals that arrive before the daemon's runtime exists are kept for it.
     fn listen() -> std::io::Result<Self> {
-        // tokio keeps the signals of the process in one place, whichever runtime has asked for them.
+        // tokio keeps the signals of a process in one place, whichever runtime has asked for them.
         let first = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let _entered = first.enter();
         let ignored = signals::ignored_at_start();

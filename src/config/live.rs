@@ -1,7 +1,7 @@
 //! The configuration of a running daemon, which a reload changes.
 //!
-//! [`LiveConfig::reload`] takes a new configuration. The parts of the node hold a watch of what they
-//! use, and work towards its latest value. So connections and streams that are open keep their
+//! [`LiveConfig::reload`] takes a new configuration. The parts of the node hold a watch of what
+//! they use, and work towards its latest value. So connections and streams that are open keep their
 //! limits and targets, and new ones get the new ones. A reload is refused before anything of it is
 //! applied.
 
@@ -45,7 +45,7 @@ pub struct LiveConfig {
 /// The settings that the coordinator takes while it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AnnouncedSettings {
-    /// `[node]`.
+    /// `[node]`: priority and weight.
     pub node: NodeConfig,
     /// The virtual ports of the first service.
     pub ports: Vec<u16>,

@@ -107,8 +107,8 @@ fn watched<T: 'static>(mut watch: tokio::sync::watch::Receiver<T>) -> Box<dyn Fn
     Box::new(move || watch.has_changed().unwrap())
 }
 
-/// The table says of each key when it takes effect, and the parts of the node get it by watches: the
-/// two must agree.
+/// The table says of each key when it takes effect, and the parts of the node get it by watches:
+/// the two must agree.
 #[test]
 fn every_key_that_a_reload_applies_reaches_a_part_of_the_node_and_no_other_key_does() {
     let further = ServiceId::from_public_key([7; 32]);

@@ -408,7 +408,7 @@ fn gossip(keys: &mut impl KeyVisitor, it: &mut GossipConfig) {
 }
 
 fn log(keys: &mut impl KeyVisitor, it: &mut LogConfig) {
-    keys.table("log", "What the daemon logs. The environment variable RUSTBALANCE_LOG goes before.");
+    keys.table("log", "What the daemon logs. The environment variable RUSTBALANCE_LOG takes precedence.");
     let meaning = "\"warn\", \"info\", \"debug\" or \"trace\". Unless set, \"info\", and more with -v.";
     keys.optional("level", Running, .., &mut it.level, LogLevel::Info, meaning);
 }

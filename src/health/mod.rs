@@ -83,8 +83,8 @@ pub struct Health {
 }
 
 impl Health {
-    /// Starts the checks; each round uses the latest targets and `settings`. Must be called within a
-    /// tokio runtime.
+    /// Starts the checks; each round uses the latest targets and `settings`. Must be called within
+    /// a tokio runtime.
     pub fn start(targets: watch::Receiver<Vec<PortTarget>>, settings: watch::Receiver<HealthSettings>) -> Self {
         let first = targets.borrow().iter().map(|port| report(port, &TargetVerdict::default())).collect();
         let (ready, ready_receiver) = watch::channel(false);

@@ -113,8 +113,8 @@ impl WireguardHandle {
         &self.slot
     }
 
-    /// Follows `enabled` in the configuration when a reload changes it. Other reloads leave a switch
-    /// by [`WireguardHandle::switch`] as it is.
+    /// Follows `enabled` in the configuration when a reload changes it. Other reloads leave a
+    /// switch by [`WireguardHandle::switch`] as it is.
     pub(super) fn follow(
         &self,
         mut config: watch::Receiver<WireguardConfig>,
@@ -315,8 +315,8 @@ impl WireguardTask {
         }
     }
 
-    /// The addresses to listen on: configured, or those of the default routes now. Read again at each
-    /// look, so that a reload counts.
+    /// The addresses to listen on: configured, or those of the default routes now. Read again at
+    /// each look, so that a reload counts.
     fn addresses(&self) -> Vec<SocketAddr> {
         self.part.config.borrow().listen.clone().unwrap_or_else(|| default_addresses(WIREGUARD_PORT))
     }

@@ -1,5 +1,5 @@
-//! `init --vanity` searches an address, and stock clients reach the service there. Beside the running
-//! node, `check --network` reaches Tor, too.
+//! `init --vanity` searches an address, and stock clients reach the service there. Beside the
+//! running node, `check --network` reaches Tor, too.
 
 use std::time::Duration;
 

@@ -1,3 +1,5 @@
+//! A reload of files with mistakes, and of one without.
+
 use std::fs;
 
 use super::*;
