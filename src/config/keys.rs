@@ -296,6 +296,11 @@ impl Value for SocketAddr {
     fn allowed(_allowed: &RangeFull) -> Option<String> {
         None
     }
+
+    #[cfg(test)]
+    fn another(&self, _allowed: &RangeFull) -> Self {
+        Self::new(self.ip(), self.port() ^ 1)
+    }
 }
 
 /// Socket addresses: a list, or a single one without brackets. An address without a port has

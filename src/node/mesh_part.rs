@@ -123,10 +123,10 @@ impl MeshPart {
         parts.spawn("report of links", report_reach(links.reach(), cluster.clone()));
         parts.spawn("report of silence", report(links.unreachable(), cluster.clone(), Event::Unreachable));
         parts.spawn("report of phases", show_phase(phase));
-        let config = needs.live.wireguard();
+        let device = needs.live.at_start().wireguard.device;
         let wireguard = WireguardPart {
-            starter: engine_starter(config.borrow().device, store.node_id(), needs.counters.clone()),
-            config,
+            starter: engine_starter(device, store.node_id(), needs.counters.clone()),
+            config: needs.live.wireguard(),
             store: Arc::clone(store),
             cluster: cluster.clone(),
             links: Arc::clone(&links),

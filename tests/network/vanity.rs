@@ -1,6 +1,7 @@
 //! `init --vanity` searches an address, and stock clients reach the service there. Beside the
 //! running node, `check --network` reaches Tor, too.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -24,7 +25,7 @@ fn served(progress: &mut Progress, cluster: &Cluster<'_>) -> Result<()> {
     ensure!(address.starts_with(PREFIX), "{address} does not begin with {PREFIX}");
     progress.report(format_args!("{address} was found"));
     node.run()?;
-    cluster.await_served(&[node])?;
+    cluster.await_served(&[Arc::clone(&node)])?;
     let (name, elapsed) = cluster.fetch()?;
     ensure!(name == "alpha", "{name} has answered");
     progress.report(format_args!("a stock client was served in {elapsed:.1?}"));
