@@ -14,7 +14,7 @@ use rustbalance_gossip::address::mesh_address;
 use rustbalance_gossip::id::NodeId;
 use tracing::warn;
 
-use super::claim::{Claim, alias, interface_name, refusal};
+use super::claim::{Claim, Link, alias, interface_name, refusal};
 use super::{KernelError, netlink};
 use crate::wireguard::{WireguardKey, WireguardSecret};
 
@@ -101,9 +101,14 @@ impl Interface {
         if api.create_interface().is_err() {
             return Err(refusal(name, &std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default()));
         }
+        let Link { index, is_wireguard, alias: former } =
+            find(&name)?.ok_or_else(|| KernelError::Gone(name.clone()))?;
+        // The crate reports success for one that another program has made since the check above.
+        if !is_wireguard || former.is_some() {
+            return Err(KernelError::Foreign(name));
+        }
         // From here on, dropping removes it. A process that is killed before the next call leaves
         // an interface that its next start refuses to touch.
-        let index = find(&name)?.map(|link| link.index).ok_or_else(|| KernelError::Gone(name.clone()))?;
         let made = Self { name: name.clone(), index, api };
         netlink::set_alias(index, alias(node)).map_err(netlink_error("set the alias", &name))?;
         let unused = WireguardSecret::generate(&mut rand::rng());
@@ -217,7 +222,7 @@ pub(super) fn remove_left_over(node: &NodeId) -> Result<bool, KernelError> {
     }
 }
 
-fn find(name: &str) -> Result<Option<super::claim::Link>, KernelError> {
+fn find(name: &str) -> Result<Option<Link>, KernelError> {
     netlink::find(name).map_err(netlink_error("read the state", name))
 }
 
