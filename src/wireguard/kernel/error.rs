@@ -31,6 +31,15 @@ pub enum KernelError {
     /// The addresses to listen on have different ports: an interface has one.
     #[error("the kernel's WireGuard has one port, not {0} and {1}: give both addresses in listen the same{OR}")]
     Ports(u16, u16),
+    /// Another program has the port.
+    #[error("cannot use port {port} for WireGuard: choose another one in listen")]
+    Port {
+        /// The UDP port.
+        port: u16,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
     /// The crate has failed.
     #[error("cannot {what} of the WireGuard interface {name}")]
     Call {

@@ -7,6 +7,7 @@
 //! the crate is held back.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use rustbalance_gossip::address::mesh_socket;
 use rustbalance_gossip::id::NodeId;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use tokio::time::{interval, timeout};
+use tokio::time::{interval, sleep, timeout};
 use tracing::{debug, info};
 
 use self::claim::interface_name;
@@ -63,19 +64,25 @@ impl Kernel {
     /// those that find it full are refused.
     ///
     /// # Errors
-    /// [`EngineError::Kernel`] and [`EngineError::Bind`].
+    /// [`EngineError::Kernel`] and [`EngineError::Addresses`].
     pub async fn start(
         me: NodeId,
         listens: &[SocketAddr],
         counters: Counters,
     ) -> Result<(Self, mpsc::Receiver<TunnelStream>), EngineError> {
         let port = common_port(listens)?;
-        is_port_free(port)?;
         let bound = listens.iter().map(SocketAddr::ip).collect();
-        let (shared, worker) = begin(me, bound, START_LIMIT, move || Interface::make(&me, port)).await?;
+        let (shared, worker) = begin(me, bound, START_LIMIT, move || {
+            // What was left over has the port.
+            device::remove_left_over(&me)?;
+            is_port_free(port)?;
+            Interface::make(&me, port)
+        })
+        .await?;
         let interface = interface_name(&me);
         let own = mesh_socket(&me);
-        let listener = stream::listen(&interface, own)
+        let listener = listen_soon(&interface, own)
+            .await
             .map_err(|source| KernelError::Listen { name: interface.clone(), source })?;
         info!(interface, port, "the kernel takes WireGuard packets at this port of all addresses");
         let (arrivals, receiver) = mpsc::channel(ARRIVALS);
@@ -164,6 +171,18 @@ async fn begin<D: Device>(
     }
 }
 
+/// Listens on the interface's own address, which the kernel lets be used some milliseconds after it
+/// was assigned.
+async fn listen_soon(interface: &str, own: SocketAddr) -> io::Result<TcpListener> {
+    for _ in 0..100 {
+        match stream::listen(interface, own) {
+            Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => sleep(Duration::from_millis(10)).await,
+            listener => return listener,
+        }
+    }
+    stream::listen(interface, own)
+}
+
 /// The one port of these addresses.
 fn common_port(listens: &[SocketAddr]) -> Result<u16, EngineError> {
     let mut ports = listens.iter().map(SocketAddr::port);
@@ -176,9 +195,9 @@ fn common_port(listens: &[SocketAddr]) -> Result<u16, EngineError> {
 
 /// Checks that no other program has the port, of IPv4 or IPv6: the crate would hide the reason.
 #[expect(clippy::disallowed_methods, reason = "tries the port that the kernel is about to take, and sends nothing")]
-fn is_port_free(port: u16) -> Result<(), EngineError> {
+fn is_port_free(port: u16) -> Result<(), KernelError> {
     let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-    UdpSocket::bind(address).map(drop).map_err(|source| EngineError::Bind { address, source })
+    UdpSocket::bind(address).map(drop).map_err(|source| KernelError::Port { port, source })
 }
 
 /// Hands on the streams that peers open, and watches the thread, until the engine stops.

@@ -42,7 +42,7 @@ fn run(program: &str, arguments: &str) -> String {
 async fn start(node: NodeId, listens: &[SocketAddr]) -> Result<(Kernel, mpsc::Receiver<TunnelStream>), EngineError> {
     for _ in 0..20 {
         match Kernel::start(node, listens, Counters::default()).await {
-            Err(EngineError::Bind { .. } | EngineError::Kernel(KernelError::Call { .. })) => {
+            Err(EngineError::Kernel(KernelError::Port { .. } | KernelError::Call { .. })) => {
                 sleep(Duration::from_millis(50)).await;
             }
             started => return started,
@@ -259,7 +259,7 @@ async fn the_interface_has_one_address_and_goes_with_the_engine() {
     }
     assert_eq!(text.matches("inet6").count(), 1, "{text}");
     let taken = host.start_kernel(node(2)).await.map(drop).unwrap_err();
-    assert!(matches!(&taken, EngineError::Bind { address, .. } if address.port() == WIREGUARD_PORT), "{taken}");
+    assert!(matches!(&taken, EngineError::Kernel(KernelError::Port { port: WIREGUARD_PORT, .. })), "{taken}");
     drop(engine);
     assert!(!host.ip("link").contains(&name));
     // An interface that was removed by hand ends the engine, and a new one can start.
