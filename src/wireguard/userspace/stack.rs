@@ -33,8 +33,8 @@ const BUFFER: usize = 32 * 1024;
 pub(super) const MOST_STREAMS: usize = 8;
 /// Time without an answer from the peer after which a stream has failed. Longer than the 4 s after
 /// which the links' own probes close one: with every tenth datagram lost, smoltcp's pauses between
-/// retransmissions grow to 4 s, and several retransmissions in a row may be lost.
-const SILENCE: Duration = Duration::from_secs(16);
+/// retransmissions grow to 4 s.
+const SILENCE: Duration = Duration::from_secs(8);
 /// Pause after which an idle stream asks whether the other end is still there. smoltcp ends idle
 /// streams after [`SILENCE`], too, so three questions must fit into it.
 const KEEPALIVE: Duration = Duration::from_secs(1);
