@@ -119,7 +119,7 @@ struct RecentWriter;
 
 impl Write for RecentWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let line = String::from_utf8_lossy(bytes.get(..RECENT_LENGTH).unwrap_or(bytes)).trim_end().to_owned();
+        let line = kept(bytes);
         let mut lines = RECENT.lock();
         if lines.len() == RECENT_LINES {
             lines.pop_front();
@@ -131,6 +131,16 @@ impl Write for RecentWriter {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// The part of a line that is kept. It ends between two words, because half an address would not be
+/// found and removed from a bug report.
+fn kept(line: &[u8]) -> String {
+    let Some(start) = line.get(..RECENT_LENGTH).filter(|start| start.len() < line.len()) else {
+        return String::from_utf8_lossy(line).trim_end().to_owned();
+    };
+    let start = String::from_utf8_lossy(start);
+    start.rsplit_once(char::is_whitespace).map(|(words, _)| words.to_owned()).unwrap_or_default()
 }
 
 /// Why logging could not start.
@@ -237,6 +247,16 @@ mod tests {
         });
         let bytes = lines.0.lock().clone();
         String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn a_long_line_is_kept_up_to_a_word_that_fits() {
+        let start = "a ".repeat(RECENT_LENGTH / 2 - 10);
+        let long = format!("{start}{}.onion failed", "b".repeat(56));
+        assert_eq!(kept(long.as_bytes()), start.trim_end());
+        assert_eq!(kept("b".repeat(RECENT_LENGTH + 1).as_bytes()), "");
+        let fitting = "c".repeat(RECENT_LENGTH - 1);
+        assert_eq!(kept(format!("{fitting}\n").as_bytes()), fitting);
     }
 
     #[test]
