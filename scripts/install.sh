@@ -1,10 +1,10 @@
 #!/bin/sh
 # Installs on Debian what building and testing need: a C compiler; C tor, curl, python3-stem and
 # iproute2 for the private test network; systemd-analyze, which checks the unit and starts nothing.
-# `install.sh tests` also installs Mesa's software Vulkan, on which the search of `vanity --gpu` is
-# tested, and Prometheus, which reads the metrics in tests; `install.sh kernel` qemu, in which
-# kernel-wireguard.sh tests the kernel's WireGuard; `install.sh fuzz` a C++ compiler. The script is
-# silent and quick if nothing is missing. Rust itself comes from https://rustup.rs.
+# `install.sh tests` also installs what tests alone need: Mesa's software Vulkan for the search of
+# `vanity --gpu`, Prometheus for the metrics, and qemu for WireGuard in the kernel. `install.sh fuzz`
+# installs a C++ compiler. The script is silent and quick if nothing is missing. Rust itself comes
+# from https://rustup.rs.
 set -eu
 
 missing=
@@ -45,7 +45,7 @@ need tor has tor
 need tor has tor-gencert
 [ "${1:-}" != tests ] || need mesa-vulkan-drivers has_software_vulkan
 [ "${1:-}" != tests ] || need prometheus has promtool
-[ "${1:-}" != kernel ] || need qemu-system-x86 has qemu-system-x86_64
+[ "${1:-}" != tests ] || need qemu-system-x86 has qemu-system-x86_64
 [ "${1:-}" != fuzz ] || need g++ has g++
 
 if [ -n "$missing" ]; then

@@ -5,7 +5,7 @@
 # already has.
 #
 # Needs no privilege. The kernel and busybox come from Debian by apt, are unpacked under
-# target/kernel-wireguard/, and are not installed. `install.sh kernel` installs qemu. Where these
+# target/kernel-wireguard/, and are not installed. `install.sh tests` installs qemu. Where these
 # packages cannot be had, the script says so and ends with 0. It ends with 0 after success, too, and
 # with another status if a test fails or the machine does not end in time.
 set -euo pipefail
@@ -46,7 +46,7 @@ unpack() { # PACKAGE
 for command in apt-get apt-cache dpkg-deb; do
     command -v "$command" >/dev/null || skip "$command is missing: this is not Debian"
 done
-command -v qemu-system-x86_64 >/dev/null || skip "qemu-system-x86_64 is missing: ./scripts/install.sh kernel installs it"
+command -v qemu-system-x86_64 >/dev/null || skip "qemu-system-x86_64 is missing: ./scripts/install.sh tests installs it"
 mkdir -p "$work"
 kernel=$(apt-cache depends linux-image-cloud-amd64 2>/dev/null | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
 [ -n "$kernel" ] || skip "apt knows no kernel: Debian's linux-image-cloud-amd64"
