@@ -100,11 +100,11 @@ async fn pair(ground: &dyn Ground) -> (TestNode, TestNode) {
     nodes
 }
 
-/// Sends `bytes` one way, and returns what came.
+/// Sends `bytes` one way, and returns what came. Has more time, because datagrams may be lost.
 async fn transfer(from: &mut TunnelStream, to: &mut TunnelStream, bytes: &[u8]) -> Vec<u8> {
     let mut received = vec![0; bytes.len()];
     let moved = async { tokio::join!(from.stream.write_all(bytes), to.stream.read_exact(&mut received)) };
-    let (written, read) = timeout(PATIENCE, moved).await.expect("the bytes did not come");
+    let (written, read) = timeout(3 * PATIENCE, moved).await.expect("the bytes did not come");
     written.unwrap();
     read.unwrap();
     received

@@ -31,10 +31,12 @@ const LONGEST_SENT: usize = 1200;
 const BUFFER: usize = 32 * 1024;
 /// Streams with one peer in each direction: a link, its successor, and joiners that are carried.
 pub(super) const MOST_STREAMS: usize = 8;
-/// Time without an answer from the peer after which a stream has failed. Longer than the 4 s after
-/// which the links' own probes close one: with every tenth datagram lost, smoltcp's pauses between
-/// retransmissions grow to 4 s.
-const SILENCE: Duration = Duration::from_secs(8);
+/// Time without an answer from the peer after which a stream cannot be opened.
+const OPENING: Duration = Duration::from_secs(8);
+/// Time without an answer from the peer after which an open stream has failed. Longer than the 4 s
+/// after which the links' own probes close one: with every tenth datagram lost, smoltcp's pauses
+/// between retransmissions grow to 4 s, and several in a row may be lost.
+const SILENCE: Duration = Duration::from_secs(30);
 /// Pause after which an idle stream asks whether the other end is still there. smoltcp ends idle
 /// streams after [`SILENCE`], too, so three questions must fit into it.
 const KEEPALIVE: Duration = Duration::from_secs(1);
@@ -302,6 +304,7 @@ impl Stream {
         match self.pair.filter(|_| !self.is_open) {
             Some(pair) if !is_closed && !is_opening => {
                 self.is_open = true;
+                socket.set_timeout(Some(SILENCE.into()));
                 return Some(match self.is_incoming {
                     true => StreamNews::Arrived(pair.binding()),
                     false => StreamNews::Opened(pair.binding()),
@@ -334,7 +337,7 @@ impl Stream {
 fn socket() -> Socket<'static> {
     let buffer = || SocketBuffer::new(vec![0; BUFFER]);
     let mut socket = Socket::new(buffer(), buffer());
-    socket.set_timeout(Some(SILENCE.into()));
+    socket.set_timeout(Some(OPENING.into()));
     socket.set_keep_alive(Some(KEEPALIVE.into()));
     socket.set_nagle_enabled(false);
     socket
