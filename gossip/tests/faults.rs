@@ -14,7 +14,11 @@ fn an_hour(seed: u64) -> Scenario {
 fn every_fault_strikes() {
     let outcome = run(an_hour(1));
     assert!(outcome.violations.is_empty(), "{:?}", outcome.violations);
-    let idle: Vec<_> = Fault::ALL.into_iter().filter(|fault| !outcome.struck.contains_key(fault)).collect();
+    let with_fast_routes =
+        run(Scenario { fast: 3, weights: Weights { udp: 10, ..Weights::default() }, ..Scenario::new(1, 3) });
+    assert!(with_fast_routes.violations.is_empty(), "{:?}", with_fast_routes.violations);
+    let has_struck = |fault: &Fault| [&outcome, &with_fast_routes].iter().any(|run| run.struck.contains_key(fault));
+    let idle: Vec<_> = Fault::ALL.into_iter().filter(|fault| !has_struck(fault)).collect();
     assert!(idle.is_empty(), "never struck: {idle:?}");
     assert!(outcome.killed_while_storing > 0, "no process died while it stored a term");
 }
