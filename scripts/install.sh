@@ -2,9 +2,9 @@
 # Installs on Debian what building and testing need: a C compiler; C tor, curl, python3-stem and
 # iproute2 for the private test network; systemd-analyze, which checks the unit and starts nothing.
 # `install.sh tests` also installs what tests alone need: Mesa's software Vulkan for the search of
-# `vanity --gpu`, Prometheus for the metrics, and qemu for WireGuard in the kernel. `install.sh fuzz`
-# installs a C++ compiler. The script is silent and quick if nothing is missing. Rust itself comes
-# from https://rustup.rs.
+# `vanity --gpu`, Prometheus for the metrics, and qemu for WireGuard in the kernel. `install.sh
+# fuzz` installs a C++ compiler. The script is silent and quick if nothing is missing. Rust itself
+# comes from https://rustup.rs.
 set -eu
 
 missing=

@@ -133,14 +133,14 @@ impl Write for RecentWriter {
     }
 }
 
-/// The part of a line that is kept. It ends between two words, because half an address would not be
-/// found and removed from a bug report.
+/// The part of a line that is kept. A long line is cut at a space, because half an address would not
+/// be found and removed from a bug report.
 fn kept(line: &[u8]) -> String {
     let Some(start) = line.get(..RECENT_LENGTH).filter(|start| start.len() < line.len()) else {
         return String::from_utf8_lossy(line).trim_end().to_owned();
     };
     let start = String::from_utf8_lossy(start);
-    start.rsplit_once(char::is_whitespace).map(|(words, _)| words.to_owned()).unwrap_or_default()
+    start.rsplit_once(char::is_whitespace).map(|(whole, _)| whole.to_owned()).unwrap_or_default()
 }
 
 /// Why logging could not start.
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_line_is_kept_up_to_a_word_that_fits() {
+    fn a_long_line_is_cut_at_a_space() {
         let start = "a ".repeat(RECENT_LENGTH / 2 - 10);
         let long = format!("{start}{}.onion failed", "b".repeat(56));
         assert_eq!(kept(long.as_bytes()), start.trim_end());
