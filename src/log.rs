@@ -133,8 +133,8 @@ impl Write for RecentWriter {
     }
 }
 
-/// The part of a line that is kept. A long line is cut at a space, because half an address would not
-/// be found and removed from a bug report.
+/// The part of a line that is kept. A long line is cut at a space, because half an address would
+/// not be found and removed from a bug report.
 fn kept(line: &[u8]) -> String {
     let Some(start) = line.get(..RECENT_LENGTH).filter(|start| start.len() < line.len()) else {
         return String::from_utf8_lossy(line).trim_end().to_owned();

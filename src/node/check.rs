@@ -1,8 +1,8 @@
 //! Inspects everything that a node needs, for `rustbalance check`: whether the daemon runs or not.
 //! Changes nothing on disk.
 //!
-//! What `run` refuses to start with (see [`mod@super::preflight`]) is a problem here, too. What limits
-//! a node without keeping it from running is a warning.
+//! What `run` refuses to start with (see [`mod@super::preflight`]) is a problem here, too. What
+//! limits a node without keeping it from running is a warning.
 
 use std::fs;
 use std::path::Path;
