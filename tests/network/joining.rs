@@ -13,9 +13,8 @@ use rustbalance::tor::Engine;
 use rustbalance_gossip::id::ClusterId;
 use rustbalance_gossip::record::Role;
 use rustbalance_testnet::cluster::{Cluster, CommandOutput, Node, Token};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::serving::garbage;
+use crate::serving::send_garbage;
 use crate::support::{Arti, Nodes, Progress, scenario};
 
 /// The virtual port of the service's address at which nodes join.
@@ -159,19 +158,7 @@ fn garbage_at_the_join_port_changes_nothing(cluster: &Cluster<'_>, nodes: &Nodes
     let before = nodes.0.iter().map(|node| node.status()).collect::<Result<Vec<_>>>()?;
     let arti = Arti::start("vandal")?;
     let master = cluster.onion()?.parse()?;
-    for garbage in garbage() {
-        arti.runtime.block_on(async {
-            let mut stream = arti.reach(master, JOIN_PORT).await.context("cannot send garbage")?;
-            // The node must close the stream, and may do so at any moment.
-            let _ = stream.write_all(&garbage).await;
-            let _ = stream.flush().await;
-            let mut answer = Vec::new();
-            let ended = tokio::time::timeout(LIMIT * 2, stream.read_to_end(&mut answer)).await;
-            ensure!(ended.is_ok(), "after {} bytes of garbage the node keeps the stream open", garbage.len());
-            ensure!(answer.len() < 4096, "{} bytes of garbage were answered with {}", garbage.len(), answer.len());
-            Ok(())
-        })?;
-    }
+    send_garbage(&arti, master, JOIN_PORT)?;
     for (node, before) in nodes.0.iter().zip(before) {
         ensure!(node.status()?.uptime_seconds >= before.uptime_seconds, "garbage ended {}", node.name());
         cluster.wait_until("the state is the same as before the garbage", LIMIT, || {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustbalance::tor::Engine;
+use rustbalance_gossip::id::OnionAddress;
 use rustbalance_testnet::cluster::Cluster;
 use rustbalance_testnet::{Warmth, decrypt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -191,19 +192,7 @@ fn garbage_on_a_link_changes_nothing(cluster: &Cluster<'_>, nodes: &Nodes) -> Re
     let arti = Arti::start("thief")?;
     arti.engine.trust_discovery(before.node.parse()?, &stolen.secrets())?;
     let address = before.node.parse()?;
-    for garbage in garbage() {
-        arti.runtime.block_on(async {
-            let mut stream = arti.reach(address, LINK_PORT).await.context("cannot send garbage")?;
-            // The node must close the stream, and may do so at any moment.
-            let _ = stream.write_all(&garbage).await;
-            let _ = stream.flush().await;
-            let mut answer = Vec::new();
-            let ended = tokio::time::timeout(LIMIT * 2, stream.read_to_end(&mut answer)).await;
-            ensure!(ended.is_ok(), "after {} bytes of garbage the node keeps the stream open", garbage.len());
-            ensure!(answer.len() < 4096, "{} bytes of garbage were answered with {}", garbage.len(), answer.len());
-            Ok(())
-        })?;
-    }
+    send_garbage(&arti, address, LINK_PORT)?;
     ensure!(victim.status()?.uptime_seconds >= before.uptime_seconds, "garbage ended the daemon");
     cluster.wait_until("the state is the same as before the garbage", LIMIT, || {
         let after = victim.status()?;
@@ -216,9 +205,27 @@ fn garbage_on_a_link_changes_nothing(cluster: &Cluster<'_>, nodes: &Nodes) -> Re
     cluster.await_served(&nodes.0)
 }
 
+/// Opens a stream for each piece of garbage and sends it. The node must close the stream.
+pub(crate) fn send_garbage(arti: &Arti, to: OnionAddress, port: u16) -> Result<()> {
+    for garbage in garbage() {
+        arti.runtime.block_on(async {
+            let mut stream = arti.reach(to, port).await.context("cannot send garbage")?;
+            // The node may close the stream at any moment.
+            let _ = stream.write_all(&garbage).await;
+            let _ = stream.flush().await;
+            let mut answer = Vec::new();
+            let ended = tokio::time::timeout(LIMIT * 2, stream.read_to_end(&mut answer)).await;
+            ensure!(ended.is_ok(), "after {} bytes of garbage the node keeps the stream open", garbage.len());
+            ensure!(answer.len() < 4096, "{} bytes of garbage were answered with {}", garbage.len(), answer.len());
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
 /// Inputs that no peer sends: noise, a frame with an absurd length, and frames of the right length
 /// with noise in them.
-pub(crate) fn garbage() -> Vec<Vec<u8>> {
+fn garbage() -> Vec<Vec<u8>> {
     let noise: Vec<u8> = (0..20_000_u32).map(|index| (index.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let framed = |payload: &[u8]| {
         let mut frame = (payload.len() as u32).to_be_bytes().to_vec();
