@@ -22,7 +22,7 @@ use super::own_service::OwnServicePart;
 use super::reports::{report, report_eviction, report_reach, show_phase};
 use super::service_facts;
 use super::supervisor::{PartResult, Supervisor};
-use super::wireguard::{WireguardHandle, WireguardPart, engine_starter};
+use super::wireguard::{ConfiguredStarter, WireguardHandle, WireguardPart};
 use super::writer;
 use crate::balance::check::point_check;
 use crate::clock::unix_now;
@@ -123,9 +123,13 @@ impl MeshPart {
         parts.spawn("report of links", report_reach(links.reach(), cluster.clone()));
         parts.spawn("report of silence", report(links.unreachable(), cluster.clone(), Event::Unreachable));
         parts.spawn("report of phases", show_phase(phase));
-        let device = needs.live.at_start().wireguard.device;
+        let starter = ConfiguredStarter {
+            device: needs.live.at_start().wireguard.device,
+            me: store.node_id(),
+            counters: needs.counters.clone(),
+        };
         let wireguard = WireguardPart {
-            starter: engine_starter(device, store.node_id(), needs.counters.clone()),
+            starter: Box::new(starter),
             config: needs.live.wireguard(),
             store: Arc::clone(store),
             cluster: cluster.clone(),
@@ -228,6 +232,8 @@ fn start_cluster(made_of: ClusterParts, store: Arc<Store>, parts: &mut Superviso
 
 /// Gives the mesh the limits of each reload.
 async fn limit_gossip(mut limits: watch::Receiver<MeshLimits>, limit: impl Fn(MeshLimits)) -> PartResult {
+    // A reload may have come since the mesh was started.
+    limits.mark_changed();
     while limits.changed().await.is_ok() {
         limit(*limits.borrow_and_update());
     }

@@ -80,18 +80,27 @@ pub(super) struct Started {
     pub(super) listens: Vec<SocketAddr>,
 }
 
-/// Starts the engine inside this process.
-struct UserspaceStarter {
-    me: NodeId,
-    counters: Counters,
+/// Starts the engine that the configuration names.
+pub(super) struct ConfiguredStarter {
+    pub(super) device: WireguardDevice,
+    pub(super) me: NodeId,
+    pub(super) counters: Counters,
 }
 
 #[async_trait]
-impl EngineStarter for UserspaceStarter {
+impl EngineStarter for ConfiguredStarter {
     async fn start(&self, listens: &[SocketAddr]) -> Result<Started, EngineError> {
-        let (engine, streams) = Userspace::start(self.me, listens, self.counters.clone()).await?;
-        let listens = engine.addresses().to_vec();
-        Ok(Started { engine: Arc::new(engine), streams, listens })
+        let counters = self.counters.clone();
+        Ok(match self.device {
+            WireguardDevice::Userspace => {
+                let (engine, streams) = Userspace::start(self.me, listens, counters).await?;
+                Started { listens: engine.addresses().to_vec(), engine: Arc::new(engine), streams }
+            }
+            WireguardDevice::Kernel => {
+                let (engine, streams) = Kernel::start(self.me, listens, counters).await?;
+                Started { listens: engine.addresses().to_vec(), engine: Arc::new(engine), streams }
+            }
+        })
     }
 }
 
@@ -144,29 +153,6 @@ impl WireguardHandle {
         };
         let _ = timeout(SWITCH_LIMIT, state.wait_for(is_settled)).await;
         self.state()
-    }
-}
-
-/// Starts the engine of the kernel.
-struct KernelStarter {
-    me: NodeId,
-    counters: Counters,
-}
-
-#[async_trait]
-impl EngineStarter for KernelStarter {
-    async fn start(&self, listens: &[SocketAddr]) -> Result<Started, EngineError> {
-        let (engine, streams) = Kernel::start(self.me, listens, self.counters.clone()).await?;
-        let listens = engine.addresses().to_vec();
-        Ok(Started { engine: Arc::new(engine), streams, listens })
-    }
-}
-
-/// What starts the configured engine of the node `me`.
-pub(super) fn engine_starter(device: WireguardDevice, me: NodeId, counters: Counters) -> Box<dyn EngineStarter> {
-    match device {
-        WireguardDevice::Userspace => Box::new(UserspaceStarter { me, counters }),
-        WireguardDevice::Kernel => Box::new(KernelStarter { me, counters }),
     }
 }
 

@@ -1,7 +1,7 @@
 //! One WireGuard interface of the kernel.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::SystemTime;
 
 use data_encoding::BASE64;
@@ -95,6 +95,8 @@ impl Interface {
     /// [`KernelError`]; then there is no interface of this node.
     pub(super) fn make(node: &NodeId, port: u16) -> Result<Self, KernelError> {
         remove_left_over(node)?;
+        // Only now: what was left over had the port.
+        is_port_free(port)?;
         let name = interface_name(node);
         let failed = |what| call_error(what, &name);
         let mut api = WGApi::<Kernel>::new(name.clone()).map_err(failed("prepare the making"))?;
@@ -220,6 +222,13 @@ pub(super) fn remove_left_over(node: &NodeId) -> Result<bool, KernelError> {
         }
         Claim::Foreign => Err(KernelError::Foreign(name)),
     }
+}
+
+/// Checks that no other program has the port, of IPv4 or IPv6: the crate would hide the reason.
+#[expect(clippy::disallowed_methods, reason = "tries the port that the kernel is about to take, and sends nothing")]
+fn is_port_free(port: u16) -> Result<(), KernelError> {
+    let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    UdpSocket::bind(address).map(drop).map_err(|source| KernelError::Port { port, source })
 }
 
 fn find(name: &str) -> Result<Option<Link>, KernelError> {

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,13 +72,7 @@ impl Kernel {
     ) -> Result<(Self, mpsc::Receiver<TunnelStream>), EngineError> {
         let port = common_port(listens)?;
         let bound = listens.iter().map(SocketAddr::ip).collect();
-        let (shared, worker) = begin(me, bound, START_LIMIT, move || {
-            // What was left over has the port.
-            device::remove_left_over(&me)?;
-            is_port_free(port)?;
-            Interface::make(&me, port)
-        })
-        .await?;
+        let (shared, worker) = begin(me, bound, START_LIMIT, move || Interface::make(&me, port)).await?;
         let interface = interface_name(&me);
         let own = mesh_socket(&me);
         let listener = listen_soon(&interface, own)
@@ -191,13 +185,6 @@ fn common_port(listens: &[SocketAddr]) -> Result<u16, EngineError> {
         Some(other) => Err(KernelError::Ports(first, other).into()),
         None => Ok(first),
     }
-}
-
-/// Checks that no other program has the port, of IPv4 or IPv6: the crate would hide the reason.
-#[expect(clippy::disallowed_methods, reason = "tries the port that the kernel is about to take, and sends nothing")]
-fn is_port_free(port: u16) -> Result<(), KernelError> {
-    let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-    UdpSocket::bind(address).map(drop).map_err(|source| KernelError::Port { port, source })
 }
 
 /// Hands on the streams that peers open, and watches the thread, until the engine stops.
