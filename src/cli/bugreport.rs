@@ -11,7 +11,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::Context;
-use super::ask::{SHORT, ask};
+use super::ask::{SHORT, ask, unexpected};
 use super::check;
 use super::output::{Paint, print_line};
 use crate::causes::with_causes;
@@ -53,15 +53,11 @@ async fn report(context: &Context) -> String {
     section("Versions", &format!("rustbalance {version}\nLinux {} {}", kernel.trim(), std::env::consts::ARCH));
     // The status comes before the log, which names nodes by the beginnings of their addresses.
     let (findings, config) = node::check(&context.dir).await;
-    let status = ask(context, Request::Status {}, SHORT).await;
-    section(
-        "Status",
-        &match status {
-            Ok(Response::Status(status)) => shown_status(&status),
-            Ok(_) => "the daemon's answer does not fit the request".into(),
-            Err(error) => with_causes(error.as_ref()),
-        },
-    );
+    let status = |answer| match answer {
+        Response::Status(status) => Ok(shown_status(&status)),
+        _ => Err(unexpected()),
+    };
+    section("Status", &answer(context, Request::Status {}, status).await);
     section("Findings of `check`", &check::view(&findings, Paint(false)));
     let differences = config.map(|config| config.differences());
     section(
@@ -71,15 +67,18 @@ async fn report(context: &Context) -> String {
             None => "it cannot be read".into(),
         },
     );
-    section(
-        "Last lines of the log",
-        &match ask(context, Request::RecentLog {}, SHORT).await {
-            Ok(Response::RecentLog { lines }) => lines.join("\n"),
-            Ok(_) => "the daemon's answer does not fit the request".into(),
-            Err(error) => with_causes(error.as_ref()),
-        },
-    );
+    let lines = |answer| match answer {
+        Response::RecentLog { lines } => Ok(lines.join("\n")),
+        _ => Err(unexpected()),
+    };
+    section("Last lines of the log", &answer(context, Request::RecentLog {}, lines).await);
     text
+}
+
+/// The daemon's answer as `show` has it, or why there is none.
+async fn answer(context: &Context, request: Request, show: impl FnOnce(Response) -> anyhow::Result<String>) -> String {
+    let shown = ask(context, request, SHORT).await.and_then(show);
+    shown.unwrap_or_else(|error| with_causes(error.as_ref()))
 }
 
 /// The status without the relays and keys of introduction points, which a descriptor names, too.

@@ -365,7 +365,10 @@ impl Value for WireguardDevice {
 
     #[cfg(test)]
     fn another(&self, _allowed: &RangeFull) -> Self {
-        *self
+        match self {
+            Self::Userspace => Self::Kernel,
+            Self::Kernel => Self::Userspace,
+        }
     }
 }
 

@@ -206,13 +206,6 @@ impl LiveConfig {
         Ok(reloaded)
     }
 
-    /// Applies a configuration that has been read; see [`LiveConfig::reload`].
-    pub fn apply(&self, new: &Config) -> Reloaded {
-        let read: Result<_, std::convert::Infallible> = Ok(new.clone());
-        let Ok(reloaded) = self.reload(|| read);
-        reloaded
-    }
-
     /// The settings of the coordinator.
     pub fn announced(&self) -> watch::Receiver<AnnouncedSettings> {
         self.announced.subscribe()

@@ -6,8 +6,8 @@
 //! does not move introduction points. A node is ready while **all** its targets are healthy, and
 //! not before each has answered once; without targets it is not ready. When a reload changes the
 //! targets, those that stay keep their verdict, and readiness follows once each new one has been
-//! asked. A failure because this process has no free file descriptor
-//! says nothing about the target and changes nothing.
+//! asked. A failure because this process has no free file descriptor says nothing about the target
+//! and changes nothing.
 
 use std::io;
 use std::sync::Arc;

@@ -247,14 +247,14 @@ impl Pool {
 
     /// Passes an event to the peer's path, and carries out the actions.
     fn follow(&mut self, peer: NodeId, event: PathEvent, now: Instant) {
-        let path = self.paths.entry(peer).or_insert_with(|| Path::new(&self.routes));
-        let actions = path.handle(event, now);
+        let actions = self.paths.entry(peer).or_insert_with(|| Path::new(&self.routes)).handle(event, now);
+        let is_proven = |route| self.paths.get(&peer).is_some_and(|path| path.state(route) == RouteState::Proven);
         let sign = match event {
-            PathEvent::Opened(route) => Some(Sign::Opened { base: self.routes.last() == Some(&route) }),
-            PathEvent::LinkEnd(route) => Some(Sign::Ended { base: self.routes.last() == Some(&route) }),
+            PathEvent::Opened(route) => Some(Sign::Opened { base: self.is_base(route) }),
+            PathEvent::LinkEnd(route) => Some(Sign::Ended { base: self.is_base(route) }),
             // The base is not probed.
-            PathEvent::Answered(route, _) if self.routes.last() == Some(&route) => None,
-            PathEvent::Answered(route, _) => Some(Sign::Probed { proven: path.state(route) == RouteState::Proven }),
+            PathEvent::Answered(route, _) if self.is_base(route) => None,
+            PathEvent::Answered(route, _) => Some(Sign::Probed { proven: is_proven(route) }),
             PathEvent::Tick => None,
         };
         if let Some(sign) = sign {

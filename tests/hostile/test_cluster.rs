@@ -2,6 +2,7 @@
 //! which can be killed like a process.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -455,7 +456,8 @@ impl Daemon {
         let live = self.live.as_ref().unwrap();
         let mut config = live.at_start().clone();
         change(&mut config);
-        live.apply(&config)
+        let Ok(reloaded) = live.reload(|| Ok::<_, Infallible>(config));
+        reloaded
     }
 
     /// The state directory.

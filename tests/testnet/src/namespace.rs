@@ -39,8 +39,8 @@ pub struct Flow {
     /// `lo`, or `wire`: the default route, which takes every packet to an address outside of the
     /// namespace.
     pub device: String,
-    /// `tcp`, `udp`, `icmpv6`, `ip N` for another protocol, or `ethernet XXXX` for a frame that is
-    /// not IP.
+    /// `tcp`, `udp`, `icmpv6`, `ip N` for another protocol, or `ethernet` and four hexadecimal
+    /// digits for a frame that is not IP.
     pub protocol: String,
     /// The sender's address; empty for a frame that is not IP.
     pub source: String,
