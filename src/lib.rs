@@ -133,6 +133,7 @@ pub mod config;
 pub mod control;
 pub mod counters;
 pub mod discovery;
+mod display;
 pub mod drive;
 pub mod frame;
 pub mod health;

@@ -30,6 +30,7 @@ const DAEMON: Floors = &[
     ("keys", 0),
     ("memory", 0),
     ("discovery", 1),
+    ("display", 1),
     ("frame", 0),
     ("places", 0),
     ("redact", 0),

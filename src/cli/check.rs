@@ -9,10 +9,11 @@ use clap::Args;
 use serde::Serialize;
 use tokio::time::{Instant, timeout};
 
-use super::output::{Paint, plural, print_line};
+use super::output::{Paint, print_line};
 use super::progress::{Progress, bootstrap};
 use super::{Context, FAILED};
 use crate::config::Config;
+use crate::display::plural;
 use crate::node::{Finding, Severity, check};
 use crate::tor::arti::{ArtiConfig, ArtiEngine};
 

@@ -9,10 +9,11 @@ use rustbalance_gossip::record::{Invitation, Role};
 
 use super::Context;
 use super::ask::{SHORT, ask, request_action, unexpected};
-use super::output::{moment, plural, print_line, print_note};
+use super::output::{print_line, print_note};
 use super::status::fetch;
 use super::status_view::invitation_table;
 use crate::control::{InvitationPrefix, Request, Response};
+use crate::display::{moment, plural};
 use crate::join::MAX_LIFETIME;
 
 /// Bounds of `--expires`.

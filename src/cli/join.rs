@@ -17,13 +17,14 @@ use rustbalance_gossip::id::ClusterId;
 use tokio::time::sleep;
 use zeroize::Zeroizing;
 
-use super::output::{plural, print_line, print_note};
+use super::output::{print_line, print_note};
 use super::progress::{Progress, bootstrap};
 use super::targets::{self, AssignedTargets, TargetOption};
 use super::wireguard::{self, ListenOption};
 use super::{Context, Usage, run, runtime};
 use crate::clock::unix_now;
 use crate::config::{self, Config, Initial, JOIN_PORT};
+use crate::display::plural;
 use crate::join::{JoinError, JoinRefusal, Joined, Token, persist_joined, redeem};
 use crate::keys::NodeSecret;
 use crate::node::preflight;

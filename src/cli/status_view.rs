@@ -5,19 +5,12 @@ use std::fmt::Write;
 
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
-use rustbalance_gossip::coordinator::Isolated;
 use rustbalance_gossip::view::Condition;
 
-use super::output::{Paint, bytes, moment, plural, time};
+use super::output::Paint;
 use super::wireguard_view;
-use crate::control::{AlarmStatus, InvitationStatus, MemberStatus, Status};
-
-/// Most nodes that an alarm names.
-const MOST_NODES: usize = 6;
-/// Most ports that are listed one by one because only some nodes serve them.
-const MOST_PORTS: usize = 5;
-/// Characters of an address or id that are shown.
-const SHORT: usize = 8;
+use crate::control::{InvitationStatus, MemberStatus, Status};
+use crate::display::{bytes, moment, plural, short, time};
 
 /// The whole status as text, which ends with a newline.
 pub(super) fn view(status: &Status, paint: Paint) -> String {
@@ -32,148 +25,15 @@ pub(super) fn view(status: &Status, paint: Paint) -> String {
     text
 }
 
-/// The problems that the operator has to look at, the worst first.
-fn problems(status: &Status) -> Vec<String> {
-    let mut list: Vec<String> = status.alarms.iter().map(alarm).collect();
-    if !status.tor.ready {
-        let percent = (status.tor.fraction * 100.0) as u8;
-        list.push(format!("Tor is not ready ({percent}%): {}", status.tor.message));
-    }
-    list.extend(status.isolated.map(isolated));
-    for member in &status.members {
-        if let Some(seconds) = member.doubled_seconds {
-            list.push(format!(
-                "two processes run with the key of node {}, as seen {} ago: its state directory was copied; delete all \
-                 copies but one, and start that one",
-                short(&member.node),
-                time(seconds)
-            ));
-        }
-    }
-    if let Some(other_publisher) = &status.other_publisher {
-        let effect =
-            if other_publisher.readable { "clients reach it" } else { "only clients that it has authorized reach it" };
-        list.push(format!(
-            "a publisher that is not a member has published this address {} ago, and {effect} until this node has \
-             published again: stop the old service that has the address's key; if there is none, others have the key, \
-             and only a new address is safe",
-            time(other_publisher.seen_seconds)
-        ));
-    }
-    match (&status.publisher, &status.publication) {
-        (None, _) => list.push("no publisher is known: the address will not be kept up to date".into()),
-        (Some(_), None) => list.push("no published descriptor is known yet".into()),
-        (Some(_), Some(publication)) => {
-            if publication.intro_points.is_empty() {
-                list.push("no introduction points are published: clients cannot reach the address".into());
-            }
-            for period in publication.periods.iter().filter(|period| period.confirmed < period.directories) {
-                list.push(format!(
-                    "period {}: {} of {} directories hold the newest descriptor",
-                    period.number, period.confirmed, period.directories
-                ));
-            }
-        }
-    }
-    if status.phase == Condition::Draining {
-        list.push("this node drains: it takes no new clients until `rustbalance resume`, also after a restart".into());
-    }
-    if let Some(allowed) = status.files_allowed.filter(|allowed| *allowed < status.files_needed) {
-        list.push(format!(
-            "only {allowed} open files are allowed, and [limits] streams needs {}: this node serves fewer clients at once; \
-             raise the limit (LimitNOFILE= in the unit, `ulimit -n` in a shell) and restart the daemon",
-            status.files_needed
-        ));
-    }
-    list.extend(wireguard_view::problem(&status.wireguard));
-    for port in status.ports.iter().filter(|port| !port.healthy) {
-        let why = port.error.as_deref().unwrap_or("not checked yet");
-        list.push(format!("port {}: the target {} does not answer: {why}", port.port, port.target));
-    }
-    list.extend(unevenly_served_ports(&status.members));
-    for member in status.members.iter().filter(|member| !member.me && !member.alive) {
-        match (member.phase, member.last_heard_seconds) {
-            (Some(Condition::Gone), _) => {}
-            (_, None) => list.push(format!("node {} has not been heard since this one started", short(&member.node))),
-            (_, Some(seconds)) => {
-                list.push(format!("node {} has been silent for {}", short(&member.node), time(seconds as u64)));
-            }
-        }
-    }
-    let serving = |member: &&MemberStatus| member.alive && member.phase == Some(Condition::Healthy);
-    if !status.members.is_empty() && !status.members.iter().any(|member| serving(&member)) {
-        list.push("no node is healthy".into());
-    }
-    for member in status.members.iter().filter(serving).filter(|member| member.published == 0) {
-        list.push(format!("node {} is healthy, but not published yet", short(&member.node)));
-    }
-    list
-}
-
-/// Ports that some nodes serve and others do not. A client may reach any node, so all should serve
-/// the same ports.
-fn unevenly_served_ports(members: &[MemberStatus]) -> Vec<String> {
-    let serving = members.iter().filter(|member| member.alive && member.phase != Some(Condition::Gone));
-    let nodes: Vec<_> = serving.filter_map(|member| Some((short(&member.node), member.ports.as_ref()?))).collect();
-    let all: BTreeSet<u16> = nodes.iter().flat_map(|(_, ports)| ports.iter().copied()).collect();
-    let apart = all.into_iter().filter_map(|port| {
-        let (with, without): (Vec<_>, Vec<_>) = nodes.iter().partition(|(_, ports)| ports.contains(&port));
-        let names = |nodes: Vec<&(&str, &Vec<u16>)>| Vec::from_iter(nodes.iter().map(|(node, _)| *node)).join(", ");
-        (!without.is_empty()).then(|| {
-            format!(
-                "port {port} is served by {} and not by {}, which refuses clients there: add [[port]] to its \
-                 rustbalance.toml, or remove the port from the others",
-                names(with),
-                names(without)
-            )
-        })
-    });
-    let mut list: Vec<String> = apart.collect();
-    // A hostile member may announce any number of ports.
-    let more = list.len().saturating_sub(MOST_PORTS);
-    list.truncate(MOST_PORTS);
-    list.extend((more > 0).then(|| format!("{} more are served by only some nodes", plural(more, "port"))));
-    list
-}
-
-/// The worst problem: a node that is not the operator's may have the key of the address.
-fn alarm(alarm: &AlarmStatus) -> String {
-    let named: Vec<_> = alarm.nodes.iter().take(MOST_NODES).map(|node| short(node)).collect();
-    let more = if alarm.nodes.len() > MOST_NODES { ", ..." } else { "" };
-    let id = short(&alarm.invitation);
-    format!(
-        "the key of the address has been given to {} ({}{more}) with invitation {id}, which was for {}: if one of them is not \
-         yours, move to a new address; `rustbalance acknowledge {id}` ends this warning on this node",
-        plural(alarm.nodes.len(), "node"),
-        named.join(", "),
-        alarm.uses
-    )
-}
-
-/// The problem of an isolated node, with advice to the operator or the reason to wait.
-fn isolated(why: Isolated) -> String {
-    let advice = match why {
-        Isolated::ShutOut => {
-            "it was evicted (check `rustbalance status` on another node), or it missed key rotations and will be reached soon"
-        }
-        Isolated::LacksRevocations { .. } => "they arrive with the first link to another publisher",
-        Isolated::SecondProcess => {
-            "most likely a copy of its state directory runs on another machine; both stop: delete all copies but one"
-        }
-    };
-    format!("this node does not publish, because {why}: {advice}")
-}
-
 fn head(text: &mut String, status: &Status, paint: Paint) {
     let _ = writeln!(text, "{}\n", paint.bold(&status.cluster));
-    let problems = problems(status);
-    if problems.is_empty() {
+    if status.problems.is_empty() {
         let nodes = status.members.iter().filter(|member| member.published > 0).count();
         let _ = writeln!(text, "{} Served by {}.", paint.good("All is well."), plural(nodes, "node"));
     } else {
-        let _ = writeln!(text, "{}", paint.bad(&format!("{}:", plural(problems.len(), "problem"))));
-        for problem in problems {
-            let _ = writeln!(text, "  ! {problem}");
+        let _ = writeln!(text, "{}", paint.bad(&format!("{}:", plural(status.problems.len(), "problem"))));
+        for problem in &status.problems {
+            let _ = writeln!(text, "  ! {}", problem.text);
         }
     }
     let tor = if status.tor.ready { "ready" } else { "not ready" };
@@ -377,11 +237,6 @@ pub(super) fn section(text: &mut String, title: &str, table: &Table, paint: Pain
     }
 }
 
-/// The beginning of an address or id.
-pub(super) fn short(id: &str) -> &str {
-    id.get(..SHORT).unwrap_or(id)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -483,6 +338,7 @@ mod tests {
             alarms: Vec::new(),
             isolated: None,
             wireguard: WireguardStatus::default(),
+            problems: Vec::new(),
             invitations: vec![InvitationStatus {
                 id: "c0ffee00c0ffee00".into(),
                 role: Role::Worker,
@@ -497,6 +353,7 @@ mod tests {
 
     #[test]
     fn a_healthy_cluster_is_shown_without_problems() {
+        assert_eq!(well().find_problems(), []);
         insta::assert_snapshot!(view(&well(), Paint(false)));
     }
 
@@ -531,7 +388,12 @@ mod tests {
         }];
         let stand_in = |relay: &str| StandInStatus { node: "bb".repeat(8), relay: relay.into(), introductions: 4 };
         status.stand_ins = vec![stand_in("$AB"), stand_in("$CD")];
+        status.problems = status.find_problems();
         insta::assert_snapshot!(view(&status, Paint(false)));
+    }
+
+    fn problems(status: &Status) -> Vec<String> {
+        status.find_problems().into_iter().map(|problem| problem.text).collect()
     }
 
     #[test]

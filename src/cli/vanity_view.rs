@@ -8,8 +8,9 @@ use rustbalance_gossip::id::ServiceId;
 use rustbalance_vanity::Prefixes;
 use serde::Serialize;
 
-use super::output::{plural, print_line, print_note, time};
+use super::output::{print_line, print_note};
 use super::progress::Progress;
+use crate::display::{plural, time};
 use crate::shell;
 use crate::vanity::Plan;
 

@@ -1,13 +1,14 @@
 //! WireGuard in the status for people.
 
-use super::output::{Paint, bytes, time};
-use super::status_view::{section, short, table};
+use super::output::Paint;
+use super::status_view::{section, table};
 use crate::control::{WireguardPeerStatus, WireguardStatus, WireguardSwitch};
+use crate::display::{bytes, short, time};
 
 /// WireGuard as `rustbalance wireguard status` shows it; ends with a newline.
 pub(super) fn wireguard_view(status: &WireguardStatus, paint: Paint) -> String {
     let mut text = String::new();
-    let sentence = match (status.state, problem(status)) {
+    let sentence = match (status.state, status.problem_text()) {
         (_, Some(problem)) => format!("{problem}\n"),
         (WireguardSwitch::Off, None) => "WireGuard is off: everything goes over Tor, and no member learns this node's \
              address.\n"
@@ -18,11 +19,6 @@ pub(super) fn wireguard_view(status: &WireguardStatus, paint: Paint) -> String {
     text.push_str(&sentence);
     peers(&mut text, status, paint);
     text.trim_start().to_owned()
-}
-
-/// Why WireGuard does not run although it is switched on.
-pub(super) fn problem(status: &WireguardStatus) -> Option<String> {
-    status.problem.as_ref().map(|problem| format!("WireGuard cannot run, so everything goes over Tor: {problem}"))
 }
 
 /// The other members, while WireGuard runs.

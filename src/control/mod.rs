@@ -18,6 +18,7 @@ use crate::typed;
 
 pub use client::call;
 pub use invitation::{InvitationPrefix, InvitationPrefixError};
+pub use problem::{Problem, ProblemKind};
 pub use server::{Handler, bind, bind_socket, serve};
 pub use status::{
     AlarmStatus, Bootstrap, IntroPointStatus, InvitationState, InvitationStatus, LinkStatus, MemberStatus,
@@ -27,6 +28,7 @@ pub use status::{
 
 mod client;
 mod invitation;
+mod problem;
 mod server;
 mod status;
 

@@ -10,6 +10,8 @@ use rustbalance_gossip::record::Role;
 use rustbalance_gossip::view::Condition;
 use serde::{Deserialize, Serialize};
 
+use super::problem::Problem;
+
 /// The state of a node, and its view of the cluster.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -70,6 +72,9 @@ pub struct Status {
     /// The faster route between members that know each other's addresses.
     #[serde(default)]
     pub wireguard: WireguardStatus,
+    /// What is wrong and what to do, the worst first: [`Status::find_problems`].
+    #[serde(default)]
+    pub problems: Vec<Problem>,
 }
 
 impl Status {
@@ -311,6 +316,13 @@ pub struct WireguardStatus {
     pub endpoints: Vec<String>,
     /// The other members; empty while it does not run.
     pub peers: Vec<WireguardPeerStatus>,
+}
+
+impl WireguardStatus {
+    /// Why WireGuard does not run although it is switched on, as a sentence.
+    pub fn problem_text(&self) -> Option<String> {
+        self.problem.as_ref().map(|problem| format!("WireGuard cannot run, so everything goes over Tor: {problem}"))
+    }
 }
 
 /// Whether WireGuard runs.

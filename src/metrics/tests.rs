@@ -84,6 +84,7 @@ pub(super) fn status() -> Status {
         files_needed: 9000,
         isolated: None,
         wireguard: Default::default(),
+        problems: Vec::new(),
         members: vec![me, other],
     }
 }

@@ -221,12 +221,14 @@ impl Daemon {
             files_needed: files.needed,
             isolated: None,
             wireguard: WireguardStatus::default(),
+            problems: Vec::new(),
         };
         if let Some(running) = self.running.get() {
             running.fill(&self.counters, &mut status);
         }
         status.usage.memory_bytes = memory::resident();
         status.usage.waiting_bytes_allowed = memory::quota();
+        status.problems = status.find_problems();
         status
     }
 }

@@ -263,5 +263,6 @@ fn example() -> Status {
             endpoints: vec!["203.0.113.7:7440".into()],
             peers: vec![wireguard_peer()],
         },
+        problems: Vec::new(),
     }
 }

@@ -1,0 +1,258 @@
+//! The problems that an operator has to look at, read from a [`Status`].
+
+use std::collections::BTreeSet;
+
+use rustbalance_gossip::coordinator::Isolated;
+use rustbalance_gossip::view::Condition;
+use serde::{Deserialize, Serialize};
+
+use super::status::{AlarmStatus, MemberStatus, PublicationStatus, Status};
+use crate::display::{plural, short, time};
+
+/// Most nodes that an alarm names.
+const MOST_NODES: usize = 6;
+/// Most ports that are listed one by one because only some nodes serve them.
+const MOST_PORTS: usize = 5;
+
+/// What kind of problem, the worst first. The names never change: monitoring relies on them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, strum::EnumIter)]
+#[serde(rename_all = "snake_case")]
+pub enum ProblemKind {
+    /// More nodes have joined with an invitation than it allows.
+    TokenOverdrawn,
+    /// The daemon is not connected to Tor.
+    TorNotReady,
+    /// This node must not publish.
+    Isolated,
+    /// Two processes run with the key of one node.
+    DuplicateKey,
+    /// A publisher of the address that is not a member.
+    OtherPublisher,
+    /// No publisher is known.
+    NoPublisher,
+    /// No descriptor is published, or one without introduction points.
+    NotPublished,
+    /// A directory does not hold the newest descriptor.
+    DirectoryBehind,
+    /// This node drains.
+    Draining,
+    /// The system allows too few open files.
+    FewOpenFiles,
+    /// WireGuard is switched on, and does not run.
+    WireguardDown,
+    /// The target of a port does not answer.
+    TargetDown,
+    /// A port is served by some nodes only.
+    PortsDiffer,
+    /// A member is silent.
+    NodeLost,
+    /// No node is healthy.
+    NoNodeHealthy,
+    /// A healthy node's introduction points are not in the descriptor.
+    NodeNotPublished,
+}
+
+/// A problem with what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// What kind it is.
+    pub kind: ProblemKind,
+    /// What it is about: a node's address, a port, a period or an invitation. Empty if the kind
+    /// says it all. A problem is the same one while kind and subject are.
+    pub subject: String,
+    /// The problem and the way out, for a person.
+    pub text: String,
+}
+
+impl Problem {
+    fn new(kind: ProblemKind, subject: impl ToString, text: impl Into<String>) -> Self {
+        Self { kind, subject: subject.to_string(), text: text.into() }
+    }
+}
+
+impl Status {
+    /// The problems that this status shows, the worst first.
+    pub fn find_problems(&self) -> Vec<Problem> {
+        let mut list: Vec<Problem> = self.alarms.iter().map(overdrawn).collect();
+        list.extend(self.own_problems());
+        list.extend(self.publication_problems());
+        list.extend(self.target_problems());
+        list.extend(ports_that_differ(&self.members));
+        list.extend(self.member_problems());
+        list.sort_by_key(|problem| problem.kind);
+        list
+    }
+
+    /// Problems of this process and its machine.
+    fn own_problems(&self) -> Vec<Problem> {
+        let mut list = Vec::new();
+        if !self.tor.ready {
+            let percent = (self.tor.fraction * 100.0) as u8;
+            let text = format!("Tor is not ready ({percent}%): {}", self.tor.message);
+            list.push(Problem::new(ProblemKind::TorNotReady, "", text));
+        }
+        list.extend(self.isolated.map(isolated));
+        if self.phase == Condition::Draining {
+            let text = "this node drains: it takes no new clients until `rustbalance resume`, also after a restart";
+            list.push(Problem::new(ProblemKind::Draining, "", text));
+        }
+        if let Some(allowed) = self.files_allowed.filter(|allowed| *allowed < self.files_needed) {
+            let text = format!(
+                "only {allowed} open files are allowed, and [limits] streams needs {}: this node serves fewer clients at once; \
+                 raise the limit (LimitNOFILE= in the unit, `ulimit -n` in a shell) and restart the daemon",
+                self.files_needed
+            );
+            list.push(Problem::new(ProblemKind::FewOpenFiles, "", text));
+        }
+        if let Some(text) = self.wireguard.problem_text() {
+            list.push(Problem::new(ProblemKind::WireguardDown, "", text));
+        }
+        list
+    }
+
+    /// Problems of what the directories hold.
+    fn publication_problems(&self) -> Vec<Problem> {
+        let mut list = Vec::new();
+        if let Some(other) = &self.other_publisher {
+            let effect =
+                if other.readable { "clients reach it" } else { "only clients that it has authorized reach it" };
+            let text = format!(
+                "a publisher that is not a member has published this address {} ago, and {effect} until this node has \
+                 published again: stop the old service that has the address's key; if there is none, others have the key, \
+                 and only a new address is safe",
+                time(other.seen_seconds)
+            );
+            list.push(Problem::new(ProblemKind::OtherPublisher, "", text));
+        }
+        let not_published = |text: &str| Problem::new(ProblemKind::NotPublished, "", text);
+        match (&self.publisher, &self.publication) {
+            (None, _) => {
+                let text = "no publisher is known: the address will not be kept up to date";
+                list.push(Problem::new(ProblemKind::NoPublisher, "", text));
+            }
+            (Some(_), None) => list.push(not_published("no published descriptor is known yet")),
+            (Some(_), Some(publication)) => {
+                if publication.intro_points.is_empty() {
+                    list.push(not_published("no introduction points are published: clients cannot reach the address"));
+                }
+                list.extend(directories_behind(publication));
+            }
+        }
+        list
+    }
+
+    fn target_problems(&self) -> impl Iterator<Item = Problem> {
+        self.ports.iter().filter(|port| !port.healthy).map(|port| {
+            let why = port.error.as_deref().unwrap_or("not checked yet");
+            let text = format!("port {}: the target {} does not answer: {why}", port.port, port.target);
+            Problem::new(ProblemKind::TargetDown, port.port, text)
+        })
+    }
+
+    /// Problems of the members as this node sees them.
+    fn member_problems(&self) -> Vec<Problem> {
+        let mut list: Vec<Problem> = self.members.iter().filter_map(duplicate_key).collect();
+        list.extend(self.members.iter().filter_map(lost));
+        let serving = |member: &&MemberStatus| member.alive && member.phase == Some(Condition::Healthy);
+        if !self.members.is_empty() && !self.members.iter().any(|member| serving(&member)) {
+            list.push(Problem::new(ProblemKind::NoNodeHealthy, "", "no node is healthy"));
+        }
+        let unpublished = self.members.iter().filter(serving).filter(|member| member.published == 0);
+        list.extend(unpublished.map(|member| {
+            let text = format!("node {} is healthy, but not published yet", short(&member.node));
+            Problem::new(ProblemKind::NodeNotPublished, &member.node, text)
+        }));
+        list
+    }
+}
+
+fn directories_behind(publication: &PublicationStatus) -> impl Iterator<Item = Problem> {
+    publication.periods.iter().filter(|period| period.confirmed < period.directories).map(|period| {
+        let text = format!(
+            "period {}: {} of {} directories hold the newest descriptor",
+            period.number, period.confirmed, period.directories
+        );
+        Problem::new(ProblemKind::DirectoryBehind, period.number, text)
+    })
+}
+
+fn duplicate_key(member: &MemberStatus) -> Option<Problem> {
+    let text = format!(
+        "two processes run with the key of node {}, as seen {} ago: its state directory was copied; delete all copies but one, \
+         and start that one",
+        short(&member.node),
+        time(member.doubled_seconds?)
+    );
+    Some(Problem::new(ProblemKind::DuplicateKey, &member.node, text))
+}
+
+fn lost(member: &MemberStatus) -> Option<Problem> {
+    if member.me || member.alive || member.phase == Some(Condition::Gone) {
+        return None;
+    }
+    let node = short(&member.node);
+    let text = match member.last_heard_seconds {
+        None => format!("node {node} has not been heard since this one started"),
+        Some(seconds) => format!("node {node} has been silent for {}", time(seconds as u64)),
+    };
+    Some(Problem::new(ProblemKind::NodeLost, &member.node, text))
+}
+
+/// Ports that some nodes serve and others do not. A client may reach any node, so all should serve
+/// the same ports.
+fn ports_that_differ(members: &[MemberStatus]) -> Vec<Problem> {
+    let serving = members.iter().filter(|member| member.alive && member.phase != Some(Condition::Gone));
+    let nodes: Vec<_> = serving.filter_map(|member| Some((short(&member.node), member.ports.as_ref()?))).collect();
+    let all: BTreeSet<u16> = nodes.iter().flat_map(|(_, ports)| ports.iter().copied()).collect();
+    let apart = all.into_iter().filter_map(|port| {
+        let (with, without): (Vec<_>, Vec<_>) = nodes.iter().partition(|(_, ports)| ports.contains(&port));
+        let names = |nodes: Vec<&(&str, &Vec<u16>)>| Vec::from_iter(nodes.iter().map(|(node, _)| *node)).join(", ");
+        (!without.is_empty()).then(|| {
+            let text = format!(
+                "port {port} is served by {} and not by {}, which refuses clients there: add [[port]] to its \
+                 rustbalance.toml, or remove the port from the others",
+                names(with),
+                names(without)
+            );
+            Problem::new(ProblemKind::PortsDiffer, port, text)
+        })
+    });
+    let mut list: Vec<Problem> = apart.collect();
+    // A hostile member may announce any number of ports.
+    let more = list.len().saturating_sub(MOST_PORTS);
+    list.truncate(MOST_PORTS);
+    list.extend((more > 0).then(|| {
+        let text = format!("{} more are served by only some nodes", plural(more, "port"));
+        Problem::new(ProblemKind::PortsDiffer, "more", text)
+    }));
+    list
+}
+
+/// The worst problem: a node that is not the operator's may have the key of the address.
+fn overdrawn(alarm: &AlarmStatus) -> Problem {
+    let named: Vec<_> = alarm.nodes.iter().take(MOST_NODES).map(|node| short(node)).collect();
+    let more = if alarm.nodes.len() > MOST_NODES { ", ..." } else { "" };
+    let id = short(&alarm.invitation);
+    let text = format!(
+        "the key of the address has been given to {} ({}{more}) with invitation {id}, which was for {}: if one of them is not \
+         yours, move to a new address; `rustbalance acknowledge {id}` ends this warning on this node",
+        plural(alarm.nodes.len(), "node"),
+        named.join(", "),
+        alarm.uses
+    );
+    Problem::new(ProblemKind::TokenOverdrawn, &alarm.invitation, text)
+}
+
+/// The problem of an isolated node, with advice to the operator or the reason to wait.
+fn isolated(why: Isolated) -> Problem {
+    let advice = match why {
+        Isolated::ShutOut => {
+            "it was evicted (check `rustbalance status` on another node), or it missed key rotations and will be reached soon"
+        }
+        Isolated::LacksRevocations { .. } => "they arrive with the first link to another publisher",
+        Isolated::SecondProcess => {
+            "most likely a copy of its state directory runs on another machine; both stop: delete all copies but one"
+        }
+    };
+    Problem::new(ProblemKind::Isolated, "", format!("this node does not publish, because {why}: {advice}"))
+}
