@@ -177,9 +177,9 @@ fn the_unit_does_what_the_documents_say() {
     }
     assert!(!unit.contains("TimeoutStartSec=infinity"), "a start must not wait without limit for the network");
     assert!(!unit.contains("OOMScoreAdjust"), "the application must not be killed in this daemon's place");
-    let readme = fs::read_to_string(repository().join("README.md")).unwrap();
+    let runbook = fs::read_to_string(repository().join("docs/OPERATIONS.md")).unwrap();
     for name in ["lxc.conf", "webrtc.conf", "wireguard-kernel.conf"] {
-        assert!(readme.contains(name) && unit.contains(name), "{name} is not documented");
+        assert!(runbook.contains(name) && unit.contains(name), "{name} is not documented");
     }
 }
 

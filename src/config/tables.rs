@@ -457,7 +457,7 @@ fn wireguard(keys: &mut impl KeyVisitor, it: &mut WireguardConfig) {
     });
     let meaning = "What carries the packets: \"userspace\", the daemon itself, without privileges or a network interface; \
                    or \"kernel\", which needs CAP_NET_ADMIN and makes an interface, through which the other members reach \
-                   every service of this host that listens on all addresses (README).";
+                   every service of this host that listens on all addresses (OPERATIONS).";
     keys.key("device", Restart, .., &mut it.device, meaning);
     let ports: BTreeSet<_> = it.listen.iter().flatten().map(SocketAddr::port).collect();
     keys.require("listen", it.device == WireguardDevice::Userspace || ports.len() < 2, || {

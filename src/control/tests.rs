@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use strum::IntoEnumIterator;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
@@ -134,4 +135,34 @@ fn a_node_is_named_by_the_beginning_of_its_address() {
     for wrong in ["", "abc", "a b c d", "../../etc", "0189"] {
         assert!(wrong.parse::<NodePrefix>().is_err(), "{wrong}");
     }
+}
+
+/// A problem whose entry in the runbook is missing leaves an operator alone with it.
+#[test]
+fn the_runbook_has_an_entry_and_a_test_for_each_problem() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let runbook = std::fs::read_to_string(root.join("docs/OPERATIONS.md")).unwrap();
+    let sources: String = ["src", "tests"].iter().flat_map(|folder| rust_files(&root.join(folder))).collect();
+    for kind in ProblemKind::iter() {
+        let name = serde_json::to_value(kind).unwrap();
+        let name = name.as_str().unwrap();
+        assert!(runbook.contains(&format!("### `{name}`\n")), "{name} has no entry");
+        let row = runbook.lines().find_map(|line| line.strip_prefix(&format!("| `{name}` | `")));
+        let test = row.unwrap_or_else(|| panic!("{name} has no test")).trim_end_matches("` |");
+        assert!(sources.contains(&format!("fn {test}(")), "{name}: there is no test {test}");
+    }
+}
+
+/// The contents of all Rust files below a folder.
+fn rust_files(folder: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() && !path.ends_with("target") {
+            found.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(std::fs::read_to_string(&path).unwrap());
+        }
+    }
+    found
 }
