@@ -158,6 +158,7 @@ pub mod systemd;
 pub mod tor;
 pub mod typed;
 pub mod vanity;
+pub mod verify;
 pub mod wireguard;
 
 // The conformance suites are compiled into this crate and into the network tests, and name it

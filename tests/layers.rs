@@ -47,6 +47,7 @@ const DAEMON: Floors = &[
     ("link", 2),
     ("balance", 2),
     ("publish", 2),
+    ("verify", 2),
     ("log", 2),
     ("health", 3),
     ("join", 3),

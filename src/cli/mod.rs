@@ -42,6 +42,7 @@ mod status_view;
 mod targets;
 mod vanity;
 mod vanity_view;
+mod verify;
 mod wireguard;
 mod wireguard_view;
 
@@ -125,6 +126,8 @@ enum Command {
     Evict(evict::Options),
     /// Search an address that begins with given characters
     Vanity(vanity::Options),
+    /// Say what each directory holds of an onion address, from any machine
+    Verify(verify::Options),
     /// Show or switch the faster route between nodes that know each other's addresses
     Wireguard(wireguard::Options),
     /// End an alarm that more nodes have received the address's key than you wanted
@@ -201,6 +204,7 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
     let context = context(cli.global)?;
     let done = match cli.command {
         Command::Check(options) => return runtime::run(check::execute(&context, options)),
+        Command::Verify(options) => return runtime::run(verify::execute(&context, options)),
         Command::Reload(options) => return runtime::run(reload::execute(&context, options)),
         Command::Bugreport(options) => runtime::run(bugreport::execute(&context, options)),
         Command::Init(options) => runtime::run(init::execute(&context, options)),
