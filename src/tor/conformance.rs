@@ -17,7 +17,7 @@ use rustbalance::stream::BoxStream;
 use rustbalance::tor::descriptor::{self, DescriptorContent, PeriodCredentials};
 use rustbalance::tor::{
     Engine, Incoming, IntroPointKeys, IntroRequest, OpenIntroPoint, OwnService, Period, Refused, Rejection,
-    RelayChoice, ReplayLog, ServiceGuard, ServiceLimits, TorError, subprotocols,
+    RelayChoice, ReplayLog, ServiceGuard, ServiceLimits, TorError, Visit, VisitStage, subprotocols,
 };
 use rustbalance_gossip::id::OnionAddress;
 use rustbalance_gossip::record::{IntroPoint, RelayId};
@@ -75,6 +75,7 @@ pub(crate) async fn all(stage: &dyn Stage) {
         directories_keep_the_highest_revision,
         own_service_is_restricted,
         clients_are_served_at_an_intro_point,
+        a_visit_goes_through_the_point_that_it_names,
         points_keep_clear_of_excluded_relays,
         a_dropped_point_serves_again_with_its_keys,
         a_point_passes_to_the_node_that_opened_it_last,
@@ -246,6 +247,36 @@ pub(crate) async fn clients_are_served_at_an_intro_point(stage: &dyn Stage) {
     assert!(point.introductions() > introduced);
     let refused = [Refused::Replay, Refused::Malformed, Refused::Introduction, Refused::Stream];
     assert!(refused.iter().all(|what| limits.refused.get(*what) == 0), "{:?}", limits.refused);
+}
+
+/// A visit uses the point that it names, and an error says how far it came.
+pub(crate) async fn a_visit_goes_through_the_point_that_it_names(stage: &dyn Stage) {
+    let (host, master) = (ready(stage).await, new_master());
+    let (streams, incoming) = mpsc::channel(16);
+    let any = RelayChoice::AnyBut(BTreeSet::new());
+    let one = open(stage, &*host, &master, any, &limits(), new_keys(), streams.clone()).await;
+    let others = RelayChoice::AnyBut([one.describe().relay].into());
+    let other = open(stage, &*host, &master, others, &limits(), new_keys(), streams).await;
+    serve(incoming);
+    let (visitor, service) = (ready(stage).await, master.service_id());
+    let (period, asked) = visitor.client_directories(service).await.unwrap();
+    let all = host.publication(service).await.unwrap().into_iter().find(|it| it.id == period).unwrap().directories;
+    assert!(!asked.is_empty() && asked.iter().all(|directory| all.contains(directory)), "{asked:?} of {all:?}");
+    let point = other.describe();
+    let visit = async |port| {
+        let visit = Visit { service, period, point: point.clone(), port };
+        visitor.visit(visit, stage.patience()).await
+    };
+    eventually(stage, "a visit", async || visit(Some(OPEN)).await).await;
+    assert_eq!((one.introductions(), other.introductions() > 0), (0, true));
+    let stops_at = async |expected: VisitStage, port| match visit(port).await {
+        Err(error) if error.stage == expected => Ok(()),
+        outcome => Err(format!("not stopped at {expected:?}: {outcome:?}")),
+    };
+    eventually(stage, "a refused port", async || stops_at(VisitStage::Port, Some(CLOSED)).await).await;
+    drop(other);
+    eventually(stage, "a dropped point", async || stops_at(VisitStage::Introduction, None).await).await;
+    visitor.renew_circuits();
 }
 
 /// No point is opened at an excluded relay, and none at a relay that does not exist.

@@ -57,6 +57,14 @@ pub enum TorError {
         /// Its HTTP status line.
         status: String,
     },
+    /// A relay or a service answered a visit with a refusal.
+    #[error("{by} refuses: {why}")]
+    Declined {
+        /// The relay or port that refuses.
+        by: String,
+        /// Its reason.
+        why: String,
+    },
     /// No relay is left to choose.
     #[error("no relay is left to be an introduction point: {0}")]
     NoRelay(String),

@@ -29,6 +29,7 @@ pub use circuits::{CircuitCounts, CircuitId};
 pub use error::TorError;
 pub use refused::{Refused, RefusedCounts};
 pub use replay::{IntroPointKeys, ReplayLog};
+pub use visit::{Visit, VisitError, VisitStage};
 
 pub mod arti;
 mod circuits;
@@ -41,6 +42,7 @@ pub mod keystore;
 mod refused;
 mod replay;
 pub mod subprotocols;
+mod visit;
 
 /// One Tor client, with the operations that the daemon needs.
 #[async_trait]
@@ -99,6 +101,18 @@ pub trait Engine: Send + Sync + 'static {
         period: PeriodId,
         limit: Duration,
     ) -> Result<Option<String>, TorError>;
+
+    /// The period and the directories of `service` that a client would ask now, in an order that
+    /// each call draws again, as clients draw it.
+    async fn client_directories(&self, service: ServiceId) -> Result<(PeriodId, Vec<Directory>), TorError>;
+
+    /// Connects to a service of the cluster as a client does that has chosen this introduction
+    /// point, on circuits of its own, and closes the connection at once.
+    async fn visit(&self, visit: Visit, limit: Duration) -> Result<(), VisitError>;
+
+    /// Gives up the circuits that wait to be used, so that new ones take their place. Circuits in
+    /// use stay.
+    fn renew_circuits(&self);
 }
 
 /// Progress of the bootstrap.

@@ -93,6 +93,18 @@ impl<R: Runtime> Directories<R> {
         Ok(periods)
     }
 
+    /// See [`crate::tor::Engine::client_directories`].
+    pub(super) fn of_clients(&self, service: ServiceId) -> Result<(PeriodId, Vec<Directory>), TorError> {
+        let netdir = self.netdir()?;
+        let period = netdir.hs_time_period();
+        let (blinded, _) = descriptor::blinded(service, period)?;
+        let relays = netdir
+            .hs_dirs_download(blinded.id(), period, &mut rand::rng())
+            .map_err(|error| TorError::NotReady(format!("no directories for {period}: {error}")))?;
+        let directories = relays.iter().map(|relay| Directory { relay: relay_id(relay) }).collect();
+        Ok((descriptor::period_id(period), directories))
+    }
+
     /// See [`crate::tor::Engine::upload`].
     pub(super) async fn upload(
         &self,

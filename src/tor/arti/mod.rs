@@ -4,8 +4,9 @@
 //! `own_service` use its normal interface. A service of the cluster cannot run on `tor-hsservice`,
 //! so the other modules implement the service side: `intro_point` opens introduction points,
 //! `introduction` reads INTRODUCE2 cells, `rendezvous` builds the circuit to the client, `stream`
-//! passes on its stream requests, and `directories` uploads descriptors. `attempts` decides when
-//! any of them may build a circuit.
+//! passes on its stream requests, and `directories` uploads descriptors. `visit` is the client side
+//! of an introduction, for checks of this node's own services. `attempts` decides when any of them
+//! may build a circuit.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     Bootstrap, CircuitCounts, Directory, Engine, Incoming, IntroRequest, Listening, OpenIntroPoint, OwnService, Period,
-    TorError,
+    TorError, Visit, VisitError,
 };
 use crate::keys::DiscoverySecret;
 use crate::stream::BoxStream;
@@ -40,6 +41,7 @@ mod own_service;
 mod rendezvous;
 mod salvage;
 mod stream;
+mod visit;
 
 /// Log filters, in the syntax of `tracing`, that suppress the warnings which Arti repeats with
 /// every circuit while the network is unreachable: ten lines a second. The one line of
@@ -137,5 +139,21 @@ impl Engine for ArtiEngine {
         limit: Duration,
     ) -> Result<Option<String>, TorError> {
         self.shared.live()?.directories.fetch(from, service, period, limit).await
+    }
+
+    async fn client_directories(&self, service: ServiceId) -> Result<(PeriodId, Vec<Directory>), TorError> {
+        self.shared.live()?.directories.of_clients(service)
+    }
+
+    async fn visit(&self, visit: Visit, limit: Duration) -> Result<(), VisitError> {
+        visit::visit(&self.shared, visit, limit).await
+    }
+
+    fn renew_circuits(&self) {
+        // A client that has stopped has no circuits.
+        let Ok(live) = self.shared.live() else { return };
+        if let Err(error) = live.pool.retire_all_circuits() {
+            tracing::warn!(%error, "cannot give up the circuits that wait to be used");
+        }
     }
 }

@@ -12,7 +12,8 @@
 //! Time is Tokio's, so a test can pause it; random choices follow from the seed.
 //!
 //! Faults: [`FakeNet::latency`], [`FakeNet::kill_relay`], [`FakeNet::sever`],
-//! [`FakeEngine::kill`], [`FakeEngine::freeze`], [`FakeEngine::introduce_in_vain`].
+//! [`FakeNet::lose_descriptor`], [`FakeNet::deafen`], [`FakeEngine::kill`],
+//! [`FakeEngine::freeze`], [`FakeEngine::introduce_in_vain`].
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -31,7 +32,7 @@ use super::circuits::{ATTEMPT_LIMIT, Place, RendezvousPoint};
 use super::descriptor::DescriptorParameters;
 use super::{
     Bootstrap, CircuitCounts, Directory, Engine, Incoming, IntroRequest, Listening, OpenIntroPoint, OwnService, Period,
-    Refused, TorError,
+    Refused, TorError, Visit, VisitError,
 };
 use crate::counters::add_one;
 use crate::keys::{DiscoveryPublic, DiscoverySecret};
@@ -43,6 +44,7 @@ use world::{Node, Point, Service, World};
 mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
+mod visit;
 mod world;
 
 /// How long a client waits for the service at the rendezvous point before it tries the next
@@ -493,6 +495,18 @@ impl Engine for FakeEngine {
         };
         self.within(|| format!("the download from directory {}", from.relay), limit, fetching).await
     }
+
+    async fn client_directories(&self, service: ServiceId) -> Result<(PeriodId, Vec<Directory>), TorError> {
+        self.alive()?;
+        Ok(self.net.world().visible(service))
+    }
+
+    async fn visit(&self, visit: Visit, limit: Duration) -> Result<(), VisitError> {
+        self.visit_point(visit, limit).await
+    }
+
+    // Each circuit of the fake is made when it is needed.
+    fn renew_circuits(&self) {}
 }
 
 struct FakeListening {

@@ -55,6 +55,7 @@ conforms!(
     directories_keep_the_highest_revision,
     own_service_is_restricted,
     clients_are_served_at_an_intro_point,
+    a_visit_goes_through_the_point_that_it_names,
     points_keep_clear_of_excluded_relays,
     a_dropped_point_serves_again_with_its_keys,
     a_point_passes_to_the_node_that_opened_it_last,

@@ -217,14 +217,30 @@ impl World {
         })
     }
 
+    /// The current period, and the directories that stock clients ask in it, in a new order.
+    pub(super) fn visible(&mut self, service: ServiceId) -> (PeriodId, Vec<Directory>) {
+        let period = self.periods()[0];
+        let directories = self.directories(service, period);
+        let mut visible: Vec<_> = VISIBLE.iter().filter_map(|at| directories.get(*at).cloned()).collect();
+        visible.shuffle(&mut self.rng);
+        (period, visible)
+    }
+
+    /// Has a directory forget what it holds for a service.
+    pub(super) fn lose_descriptor(&mut self, at: &Directory, service: ServiceId, period: PeriodId) {
+        self.held.remove(&(at.relay, service, period));
+    }
+
+    /// Has a relay forget an introduction point; its node does not notice.
+    pub(super) fn deafen(&mut self, point: &IntroPoint) {
+        self.points.remove(&point.session_key.0);
+    }
+
     /// The introduction points that a stock client finds, in the order in which it tries them;
     /// `None` if none of the directories that it asks has a descriptor.
     pub(super) fn look_up(&mut self, service: ServiceId) -> Option<Vec<IntroPoint>> {
-        let period = self.periods()[0];
-        let directories = self.directories(service, period);
-        let mut visible: Vec<_> = VISIBLE.iter().filter_map(|at| directories.get(*at)).collect();
-        visible.shuffle(&mut self.rng);
-        let text = visible.into_iter().find_map(|directory| self.fetch(directory, service, period).ok()?)?;
+        let (period, visible) = self.visible(service);
+        let text = visible.iter().find_map(|directory| self.fetch(directory, service, period).ok()?)?;
         let mut points = descriptor::read(&text, service, period, self.now()).ok()?.points;
         points.shuffle(&mut self.rng);
         Some(points)
