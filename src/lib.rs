@@ -126,6 +126,7 @@ pub mod backoff;
 pub mod balance;
 pub mod blocking;
 pub mod bucket;
+pub mod canary;
 mod causes;
 pub mod cli;
 pub mod clock;

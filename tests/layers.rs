@@ -46,6 +46,7 @@ const DAEMON: Floors = &[
     ("proxy", 2),
     ("link", 2),
     ("balance", 2),
+    ("canary", 2),
     ("publish", 2),
     ("verify", 2),
     ("log", 2),

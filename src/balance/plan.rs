@@ -12,7 +12,8 @@
 //!    introductions; both as in C tor). It also retires at a relay that it must leave to another
 //!    member (`must_leave`); such moves are rationed, so that a member that follows the others from
 //!    relay to relay cannot keep them moving for ever. And it retires when its relay failed three
-//!    times in a row, or repeatedly closed its circuit soon.
+//!    times in a row, or repeatedly closed its circuit soon, or when the canary gets no client
+//!    through there.
 //! 3. A retired slot is no longer advertised, but stays open (and is retried with growing pauses)
 //!    for [`LINGER`], across restarts too, so that clients with the old descriptor still get
 //!    through. A slot that must leave its relay before clients know it (two nodes chose one relay
@@ -23,6 +24,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::record::{RelayId, ServedPoint};
 use rustbalance_gossip::time::Now;
 
@@ -118,6 +120,8 @@ pub enum Event {
     Lost(SlotId),
     /// How many introductions a slot has seen in all.
     Introductions(SlotId, u64),
+    /// No client gets through at the point with this session key, although its circuit is open.
+    Deaf(FixedBytes<32>),
 }
 
 /// An action that the task carries out.
@@ -222,6 +226,7 @@ impl Machine for BalancePlan {
                     slot.introductions = slot.introductions.max(count);
                 }
             }
+            Event::Deaf(point) => self.replace(point, now, &mut actions),
         }
         self.reconcile(now, &mut actions);
         actions
@@ -360,6 +365,15 @@ impl BalancePlan {
         if let Some(slot) = self.slots.get_mut(&id) {
             slot.lingers_until = Some(now.mono + LINGER);
             actions.push(Action::Retire(id));
+        }
+    }
+
+    /// Retires the slot with this session key, and avoids its relay for [`AVOID`].
+    fn replace(&mut self, point: FixedBytes<32>, now: Now, actions: &mut Vec<Action>) {
+        let is_it = |slot: &Slot| slot.point.as_ref().is_some_and(|served| served.point.session_key == point);
+        for id in self.ids(|slot| !slot.is_retired() && is_it(slot)) {
+            self.failed.extend(self.slots.get(&id).and_then(|slot| slot.relay).map(|relay| (relay, now.mono)));
+            self.retire_one(id, now, actions);
         }
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt;
+use rustbalance_gossip::bytes::FixedBytes;
 use rustbalance_gossip::id::ServiceId;
 use rustbalance_gossip::record::{IntroPoint, PointNonce, RelayId, ServedPoint};
 use rustbalance_gossip::time::Now;
@@ -61,6 +62,15 @@ pub struct PointStatus {
     pub introductions: u64,
 }
 
+/// What the canary asks for when clients do not get through at this node's points.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PointRepair {
+    /// Replace the point with this session key by one at another relay.
+    Replace(FixedBytes<32>),
+    /// Make the circuits of all points again, at the same relays and with the same keys.
+    Reopen,
+}
+
 /// The task, with everything it needs.
 pub struct Balance {
     /// The Tor client that opens the points.
@@ -77,6 +87,8 @@ pub struct Balance {
     pub points: watch::Receiver<usize>,
     /// The current requirements of the cluster.
     pub wanted: watch::Receiver<WantedPoints>,
+    /// What the canary asks for.
+    pub repairs: mpsc::Receiver<PointRepair>,
     /// The points to advertise, written by the task.
     pub advertised: watch::Sender<Vec<ServedPoint>>,
     /// The open points, written by the task for `status`.
@@ -88,6 +100,7 @@ enum Input {
     WantedPoints(WantedPoints),
     /// Another number of points is to be kept.
     Number(usize),
+    Repair(PointRepair),
     /// It is time to count introductions.
     Count,
     Opened(SlotId, Result<(Arc<dyn OpenIntroPoint>, PointNonce), String>),
@@ -141,11 +154,12 @@ impl Shell<BalancePlan> for BalanceShell {
     type Input = Input;
 
     async fn next(&mut self) -> Option<Input> {
-        let Balance { wanted, points, .. } = &mut self.balance;
+        let Balance { wanted, points, repairs, .. } = &mut self.balance;
         tokio::select! {
             changed = wanted.changed() => changed.ok().map(|()| Input::WantedPoints(wanted.borrow_and_update().clone())),
             // Without a sender the number does not change any further.
             Ok(()) = points.changed() => Some(Input::Number(*points.borrow_and_update())),
+            Some(repair) = repairs.recv() => Some(Input::Repair(repair)),
             _ = self.count.tick() => Some(Input::Count),
         }
     }
@@ -156,6 +170,11 @@ impl Shell<BalancePlan> for BalanceShell {
                 vec![Event::RelaysOfOthers { must_leave, avoid }, Event::MayChoose(others_points_known)]
             }
             Input::Number(points) => vec![Event::Want(points)],
+            Input::Repair(PointRepair::Replace(point)) => vec![Event::Deaf(point)],
+            Input::Repair(PointRepair::Reopen) => {
+                let open: Vec<_> = self.open.keys().copied().collect();
+                open.into_iter().map(|slot| self.lost(slot)).collect()
+            }
             Input::Count => self.count(),
             Input::Opened(slot, Ok((handle, nonce))) => vec![self.opened(slot, handle, nonce, jobs)],
             Input::Opened(slot, Err(error)) => {
@@ -164,11 +183,7 @@ impl Shell<BalancePlan> for BalanceShell {
             }
             Input::Lost(slot, why) => {
                 info!(slot = slot.0, %why, "introduction point lost");
-                self.note_count(slot);
-                if let Some(open) = self.open.remove(&slot) {
-                    self.known.insert(slot, open.stored);
-                }
-                vec![Event::Lost(slot)]
+                vec![self.lost(slot)]
             }
         }
     }
@@ -242,6 +257,16 @@ impl BalanceShell {
         let (before, lifetime) = (stored.introductions, stored.lifetime);
         self.open.insert(slot, Open { handle, stored, before, noted: before, watcher });
         Event::Opened(slot, ServedPoint { point, nonce }, lifetime)
+    }
+
+    /// Drops the circuit of a slot. The slot stays known.
+    fn lost(&mut self, slot: SlotId) -> Event {
+        self.note_count(slot);
+        if let Some(open) = self.open.remove(&slot) {
+            open.watcher.abort();
+            self.known.insert(slot, open.stored);
+        }
+        Event::Lost(slot)
     }
 
     /// Stores that a point has retired. A point that was never open is not known here and is not

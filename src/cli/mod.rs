@@ -22,6 +22,8 @@ use crate::shell;
 mod acknowledge;
 mod ask;
 mod bugreport;
+mod canary;
+mod canary_view;
 mod check;
 mod drain;
 mod evict;
@@ -112,6 +114,8 @@ enum Command {
     Status(status::Options),
     /// Inspect what this machine's node needs: files, configuration, clock, limits, targets
     Check(check::Options),
+    /// Use the address as a client would, through every introduction point, and show what failed
+    Canary(canary::Options),
     /// Write a report about this machine's node that shows no secret and no address
     Bugreport(bugreport::Options),
     /// Apply the changed configuration to the running node, without dropping a stream
@@ -205,6 +209,7 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
     let done = match cli.command {
         Command::Check(options) => return runtime::run(check::execute(&context, options)),
         Command::Verify(options) => return runtime::run(verify::execute(&context, options)),
+        Command::Canary(options) => return runtime::run(canary::execute(&context, options)),
         Command::Reload(options) => return runtime::run(reload::execute(&context, options)),
         Command::Bugreport(options) => runtime::run(bugreport::execute(&context, options)),
         Command::Init(options) => runtime::run(init::execute(&context, options)),

@@ -8,7 +8,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table};
 use rustbalance_gossip::view::Condition;
 
 use super::output::Paint;
-use super::wireguard_view;
+use super::{canary_view, wireguard_view};
 use crate::control::{InvitationStatus, MemberStatus, Status};
 use crate::display::{bytes, moment, plural, short, time};
 
@@ -21,6 +21,7 @@ pub(super) fn view(status: &Status, paint: Paint) -> String {
     publication(&mut text, status, paint);
     invitations(&mut text, status, paint);
     wireguard_view::peers(&mut text, &status.wireguard, paint);
+    canary_view::summary(&mut text, &status.canary);
     tail(&mut text, status);
     text
 }
@@ -338,6 +339,7 @@ mod tests {
             alarms: Vec::new(),
             isolated: None,
             wireguard: WireguardStatus::default(),
+            canary: CanaryStatus::default(),
             problems: Vec::new(),
             invitations: vec![InvitationStatus {
                 id: "c0ffee00c0ffee00".into(),

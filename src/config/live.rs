@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use super::changes::{Change, changes};
 use super::keys::Effect;
 use super::{ClusterConfig, Config, FurtherPorts, GossipConfig, LogConfig, NodeConfig, WireguardConfig};
+use crate::canary::plan::CanarySettings;
 use crate::health::HealthSettings;
 use crate::join::DoorLimits;
 use crate::link::LinkLimits;
@@ -35,6 +36,7 @@ pub struct LiveConfig {
     service: watch::Sender<ServiceLimits>,
     proxy: watch::Sender<ProxyLimits>,
     health: watch::Sender<HealthSettings>,
+    canary: watch::Sender<CanarySettings>,
     links: watch::Sender<LinkLimits>,
     joins: watch::Sender<DoorLimits>,
     gossip: watch::Sender<MeshLimits>,
@@ -96,6 +98,7 @@ struct LiveParts {
     service: ServiceLimits,
     proxy: ProxyLimits,
     health: HealthSettings,
+    canary: CanarySettings,
     links: LinkLimits,
     joins: DoorLimits,
     gossip: MeshLimits,
@@ -116,6 +119,7 @@ impl From<Config> for LiveParts {
             service,
             proxy,
             health,
+            canary,
             links,
             joins,
             gossip: GossipConfig { mesh, waiting },
@@ -133,6 +137,7 @@ impl From<Config> for LiveParts {
             service,
             proxy,
             health,
+            canary,
             links,
             joins,
             gossip: mesh,
@@ -153,8 +158,20 @@ impl Config {
 impl LiveConfig {
     /// The configuration that the daemon starts with.
     pub fn new(start: Config) -> Self {
-        let LiveParts { announced, targets, points, service, proxy, health, links, joins, gossip, wireguard, log } =
-            start.clone().into();
+        let LiveParts {
+            announced,
+            targets,
+            points,
+            service,
+            proxy,
+            health,
+            canary,
+            links,
+            joins,
+            gossip,
+            wireguard,
+            log,
+        } = start.clone().into();
         Self {
             newest: Mutex::new(start.clone()),
             announced: watch::Sender::new(announced),
@@ -163,6 +180,7 @@ impl LiveConfig {
             service: watch::Sender::new(service),
             proxy: watch::Sender::new(proxy),
             health: watch::Sender::new(health),
+            canary: watch::Sender::new(canary),
             links: watch::Sender::new(links),
             joins: watch::Sender::new(joins),
             gossip: watch::Sender::new(gossip),
@@ -189,8 +207,20 @@ impl LiveConfig {
             after_restart: changes(&self.start, &new, Effect::Restart),
         };
         newest.clone_from(&new);
-        let LiveParts { announced, targets, points, service, proxy, health, links, joins, gossip, mut wireguard, log } =
-            new.into();
+        let LiveParts {
+            announced,
+            targets,
+            points,
+            service,
+            proxy,
+            health,
+            canary,
+            links,
+            joins,
+            gossip,
+            mut wireguard,
+            log,
+        } = new.into();
         wireguard.device = self.start.wireguard.device;
         publish(&self.announced, announced);
         publish(&self.targets, targets);
@@ -198,6 +228,7 @@ impl LiveConfig {
         publish(&self.service, service);
         publish(&self.proxy, proxy);
         publish(&self.health, health);
+        publish(&self.canary, canary);
         publish(&self.links, links);
         publish(&self.joins, joins);
         publish(&self.gossip, gossip);
@@ -234,6 +265,11 @@ impl LiveConfig {
     /// How targets are checked.
     pub fn health(&self) -> watch::Receiver<HealthSettings> {
         self.health.subscribe()
+    }
+
+    /// How often this node uses its services as a client.
+    pub fn canary(&self) -> watch::Receiver<CanarySettings> {
+        self.canary.subscribe()
     }
 
     /// Bounds on links.

@@ -21,6 +21,7 @@ use rustbalance_mesh::MeshLimits;
 use toml::de::DeTable;
 use tracing::warn;
 
+use crate::canary::plan::CanarySettings;
 use crate::health::HealthSettings;
 use crate::join::DoorLimits;
 use crate::link::{LINK_PORT, LinkLimits};
@@ -121,6 +122,8 @@ pub struct Config {
     pub proxy: ProxyLimits,
     /// `[health]`: checks of the targets.
     pub health: HealthSettings,
+    /// `[canary]`: whether and how often this node uses its services as a client.
+    pub canary: CanarySettings,
     /// `[links]`: links to other members, and limits on them.
     pub links: LinkLimits,
     /// `[joins]`: limits on joining nodes.

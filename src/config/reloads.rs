@@ -132,6 +132,7 @@ fn every_key_that_a_reload_applies_reaches_a_part_of_the_node_and_no_other_key_d
             watched(live.service()),
             watched(live.proxy()),
             watched(live.health()),
+            watched(live.canary()),
             watched(live.links()),
             watched(live.joins()),
             watched(live.gossip()),

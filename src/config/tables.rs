@@ -17,6 +17,7 @@ use super::{
     ARTI_FILE_NAME, ClusterConfig, Config, FurtherPorts, GossipConfig, LogConfig, MetricsConfig, NodeConfig,
     WIREGUARD_PORT, WireguardConfig, WireguardDevice, check_virtual_port,
 };
+use crate::canary::plan::CanarySettings;
 use crate::frame;
 use crate::health::HealthSettings;
 use crate::join::{DoorLimits, MAX_PORTS};
@@ -36,6 +37,7 @@ pub(super) fn walk<K: KeyVisitor>(keys: &mut K, config: &mut Config) {
     cluster(keys, &mut config.cluster);
     limits(keys, &mut config.service, &mut config.proxy);
     health(keys, &mut config.health);
+    canary(keys, &mut config.canary);
     links(keys, &mut config.links);
     joins(keys, &mut config.joins);
     gossip(keys, &mut config.gossip);
@@ -277,6 +279,17 @@ fn health(keys: &mut impl KeyVisitor, it: &mut HealthSettings) {
         &mut it.failures,
         "Failed checks in a row after which a target counts as down.",
     );
+}
+
+fn canary(keys: &mut impl KeyVisitor, it: &mut CanarySettings) {
+    let meaning = "Now and then this node uses the cluster's addresses as a client would: it fetches the descriptor from a \
+                   directory and connects through introduction points, then closes the connection. What it finds broken of \
+                   its own it repairs. `rustbalance canary` does the same at once.";
+    keys.table("canary", meaning);
+    keys.key("enabled", Running, .., &mut it.enabled, "Whether this node does so by itself.");
+    let meaning = "Time between two runs on the node that publishes. On the others it is eight times as long, until a run \
+                   finds a fault. If all is well, a run makes at most 13 circuits.";
+    keys.key("interval", Running, seconds(60)..=DAY, &mut it.interval, meaning);
 }
 
 fn links(keys: &mut impl KeyVisitor, it: &mut LinkLimits) {

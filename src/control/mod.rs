@@ -16,6 +16,10 @@ use zeroize::ZeroizeOnDrop;
 
 use crate::typed;
 
+pub use canary::{
+    CanaryDirectoryState, CanaryDirectoryStatus, CanaryPointState, CanaryPointStatus, CanaryRepairStatus,
+    CanaryRunStatus, CanaryStatus,
+};
 pub use client::call;
 pub use invitation::{InvitationPrefix, InvitationPrefixError};
 pub use problem::{Problem, ProblemKind};
@@ -26,6 +30,7 @@ pub use status::{
     StandInStatus, Status, TrafficStatus, UsageStatus, WireguardPeerStatus, WireguardStatus, WireguardSwitch,
 };
 
+mod canary;
 mod client;
 mod invitation;
 mod problem;
@@ -120,6 +125,9 @@ pub enum Request {
     Resume {},
     /// Report the last lines of the log. Answered by [`Response::RecentLog`].
     RecentLog {},
+    /// Use all services as a client would, through all their introduction points. Answered by
+    /// [`Response::Canary`] once that has ended.
+    Canary {},
     /// Read the configuration again and apply it. Answered by [`Response::Reloaded`].
     Reload {},
     /// Switch WireGuard on until the next start, as the configuration says. Answered by
@@ -248,6 +256,11 @@ pub enum Response {
     RecentLog {
         /// The lines, the oldest first.
         lines: Vec<String>,
+    },
+    /// The answer to [`Request::Canary`].
+    Canary {
+        /// What was found at each service.
+        services: Vec<CanaryRunStatus>,
     },
     /// The answer to [`Request::Reload`]. Each change in a sentence, without secrets.
     Reloaded {

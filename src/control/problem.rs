@@ -7,7 +7,7 @@ use rustbalance_gossip::view::Condition;
 use serde::{Deserialize, Serialize};
 
 use super::status::{AlarmStatus, MemberStatus, PublicationStatus, Status};
-use crate::display::{plural, short, time};
+use crate::display::{moment, plural, short, time};
 
 /// Most nodes that an alarm names.
 const MOST_NODES: usize = 6;
@@ -50,6 +50,8 @@ pub enum ProblemKind {
     NoNodeHealthy,
     /// A healthy node's introduction points are not in the descriptor.
     NodeNotPublished,
+    /// The canary did not reach what a client may use.
+    CanaryFault,
 }
 
 /// A problem with what to do about it.
@@ -79,6 +81,7 @@ impl Status {
         list.extend(self.target_problems());
         list.extend(ports_that_differ(&self.members));
         list.extend(self.member_problems());
+        list.extend(self.canary_problems());
         list.sort_by_key(|problem| problem.kind);
         list
     }
@@ -146,6 +149,19 @@ impl Status {
             let why = port.error.as_deref().unwrap_or("not checked yet");
             let text = format!("port {}: the target {} does not answer: {why}", port.port, port.target);
             Problem::new(ProblemKind::TargetDown, port.port, text)
+        })
+    }
+
+    /// Services at which the last run of the canary found a fault.
+    fn canary_problems(&self) -> impl Iterator<Item = Problem> {
+        self.canary.services.iter().filter(|service| !service.well).map(|service| {
+            let text = format!(
+                "a client of {} had trouble at {}: {}; `rustbalance canary` tries again and shows more",
+                short(&service.service),
+                moment(service.at),
+                service.trouble()
+            );
+            Problem::new(ProblemKind::CanaryFault, &service.service, text)
         })
     }
 

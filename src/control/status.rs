@@ -10,6 +10,7 @@ use rustbalance_gossip::record::Role;
 use rustbalance_gossip::view::Condition;
 use serde::{Deserialize, Serialize};
 
+use super::CanaryStatus;
 use super::problem::Problem;
 
 /// The state of a node, and its view of the cluster.
@@ -75,6 +76,9 @@ pub struct Status {
     /// What is wrong and what to do, the worst first: [`Status::find_problems`].
     #[serde(default)]
     pub problems: Vec<Problem>,
+    /// What this node found when it used its services as a client.
+    #[serde(default)]
+    pub canary: CanaryStatus,
 }
 
 impl Status {

@@ -4,7 +4,9 @@ use rustbalance_gossip::id::ServiceId;
 use rustbalance_gossip::record::Role;
 use rustbalance_gossip::view::Condition;
 
-use crate::control::{Bootstrap, IntroPointStatus, LinkStatus, MemberStatus, PortStatus, PublicationStatus};
+use crate::control::{
+    Bootstrap, CanaryStatus, IntroPointStatus, LinkStatus, MemberStatus, PortStatus, PublicationStatus,
+};
 use crate::control::{PublishedPeriodStatus, PublishedPointStatus, PublisherStatus, Status};
 
 fn member(letter: &str, me: bool) -> MemberStatus {
@@ -85,6 +87,13 @@ pub(super) fn status() -> Status {
         isolated: None,
         wireguard: Default::default(),
         problems: Vec::new(),
+        canary: CanaryStatus {
+            runs: 9,
+            failures: 2,
+            last_success: Some(1_795_362_000),
+            repairs: [("republish".to_owned(), 1)].into(),
+            ..CanaryStatus::default()
+        },
         members: vec![me, other],
     }
 }

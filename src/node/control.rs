@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::alarms::Alarms;
+use super::canary::CanaryHandle;
 use super::cluster::Cluster;
 use super::reload::reload;
 use super::service_units::ServiceViews;
@@ -25,7 +26,8 @@ use crate::causes::with_causes;
 use crate::clock::unix_now;
 use crate::config::{Change, LiveConfig, Reloaded};
 use crate::control::{
-    Bootstrap, Handler, LinkStatus, Request, Response, Status, TrafficStatus, UsageStatus, WireguardStatus,
+    Bootstrap, CanaryStatus, Handler, LinkStatus, Request, Response, Status, TrafficStatus, UsageStatus,
+    WireguardStatus,
 };
 use crate::counters::Counters;
 use crate::discovery::Discovery;
@@ -55,6 +57,7 @@ pub(super) struct RunningParts {
     /// The alarms that more nodes joined as publishers with one invitation than it allows.
     pub(super) alarms: Arc<Alarms>,
     pub(super) wireguard: WireguardHandle,
+    pub(super) canary: CanaryHandle,
 }
 
 /// The daemon as seen by the control socket.
@@ -89,6 +92,10 @@ impl Handler for Daemon {
             Request::Evict { node } => self.evict(&node).await,
             Request::RecentLog {} => Response::RecentLog { lines: log::recent() },
             Request::Reload {} => self.reload(),
+            Request::Canary {} => match self.running.get() {
+                Some(running) => running.canary.run().await,
+                None => not_yet(),
+            },
             Request::WireguardOn {} => self.switch_wireguard(true).await,
             Request::WireguardOff {} => self.switch_wireguard(false).await,
         }
@@ -222,6 +229,7 @@ impl Daemon {
             isolated: None,
             wireguard: WireguardStatus::default(),
             problems: Vec::new(),
+            canary: CanaryStatus::default(),
         };
         if let Some(running) = self.running.get() {
             running.fill(&self.counters, &mut status);
@@ -262,6 +270,7 @@ impl RunningParts {
             nodes.map(member).collect::<Vec<_>>()
         };
         status.wireguard = wireguard_status::status(&self.wireguard, &self.cluster.look(others), &links);
+        status.canary = self.canary.status();
         status.links = links.into_iter().map(link_status).collect();
         status::collect(counters, &part.refused, (self.gossip)());
         status.traffic = status::traffic(counters);

@@ -36,6 +36,7 @@ pub use reload::{ReloadError, reload};
 
 mod admission;
 pub mod alarms;
+mod canary;
 mod check;
 pub mod cluster;
 mod control;
@@ -87,6 +88,10 @@ pub enum NodeError {
     /// reason.
     #[error("this node is no longer a member of the cluster: {0}")]
     Excluded(String),
+    /// Clients do not get through to this node, and no smaller repair has helped: a new process has
+    /// a new Tor client. Contains the reason.
+    #[error("clients do not get through to this node, and a new Tor client may help: {0}")]
+    Unreachable(String),
     /// The introduction points' keys cannot be used. Contains the reason.
     #[error("cannot keep introduction points: {0}")]
     IntroPoints(String),

@@ -11,6 +11,7 @@ use tracing::info;
 
 use super::NodeError;
 use super::admission::{AdmissionInputs, JoinPort};
+use super::canary::{CanaryHandle, CanaryInputs};
 use super::control::{Daemon, RunningParts};
 use super::mesh_part::{MeshInputs, MeshPart};
 use super::service_unit::{PublisherSecrets, ServiceContext, UNIT_STOPS};
@@ -79,6 +80,15 @@ pub(super) async fn start(
     let services = units.views();
     parts.spawn("failures of services", end_of_service(failure));
     parts.start("services", UNIT_STOPS, |stop| units.run(stop));
+    let inputs = CanaryInputs {
+        engine: Arc::clone(&engine),
+        cluster: cluster.clone(),
+        services: services.clone(),
+        targets: live.targets(),
+        limits: Arc::clone(&limits),
+        settings: live.canary(),
+    };
+    let canary = CanaryHandle::start(inputs, parts);
     let saying = cluster.clone();
     parts.start("goodbye", GOODBYE, |stop| async move {
         stop.cancelled().await;
@@ -89,7 +99,7 @@ pub(super) async fn start(
     });
     // The cell is set once: a daemon starts its parts once.
     let running =
-        RunningParts { cluster, links, services, discovery, engine, limits, proxy, gossip, alarms, wireguard };
+        RunningParts { cluster, links, services, discovery, engine, limits, proxy, gossip, alarms, wireguard, canary };
     let _ = daemon.running.set(running);
     Ok(())
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use rand::RngExt;
 use rustbalance_gossip::coordinator::Event;
 use rustbalance_gossip::id::ServiceId;
+use rustbalance_gossip::record::PeriodId;
 use rustbalance_gossip::stand_in::UnattendedPoint;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -15,13 +16,14 @@ use tracing::{error, info_span};
 
 use super::NodeError;
 use super::admission::JoinPort;
+use super::canary::ServiceRepairs;
 use super::cluster::{Cluster, ServiceDecisions};
 use super::disk::{IdentityKeyCredentials, StoredIntroPoints, StoredRevisions};
 use super::reports::report;
 use super::supervisor::{PartResult, Supervisor};
 use crate::balance;
 use crate::balance::stand_in::task::{StandIn, StandInPoint};
-use crate::balance::task::{Balance, PointStatus};
+use crate::balance::task::{Balance, PointRepair, PointStatus};
 use crate::config::JOIN_PORT;
 use crate::health::{Health, HealthSettings};
 use crate::keys::{AuthoritySecret, IdentitySecret};
@@ -30,7 +32,7 @@ use crate::publish;
 use crate::publish::task::{OtherPublisherSeen, Publisher};
 use crate::store::Store;
 use crate::sync;
-use crate::tor::{Engine, Incoming, Refused, ServiceGuard};
+use crate::tor::{Directory, Engine, Incoming, Refused, ServiceGuard};
 
 /// Client streams that may wait to be handled.
 const STREAMS: usize = 256;
@@ -109,6 +111,8 @@ pub(super) struct ServiceView {
     pub(super) other_publisher: watch::Receiver<Option<OtherPublisherSeen>>,
     /// `None` if this node has no targets for the service.
     pub(super) health: Option<Arc<Health>>,
+    /// What the canary can have repaired.
+    pub(super) repairs: ServiceRepairs,
 }
 
 /// A running service. Dropping it aborts its parts.
@@ -176,15 +180,16 @@ impl Starting<'_> {
         let (other_publisher, other_publisher_watch) = watch::channel(None);
         let (stand_ins, stand_ins_watch) = watch::channel(Vec::new());
         let (points, points_watch) = watch::channel(Vec::new());
+        let (repairs, of_points, of_directories) = ServiceRepairs::new();
         let mut health = None;
         let authority = secrets.map(|PublisherSecrets { authority, master }| {
-            self.publisher(master, wanted.publish.subscribe(), other_publisher);
+            self.publisher(master, wanted.publish.subscribe(), of_directories, other_publisher);
             authority
         });
         if !targets.borrow().is_empty() {
             health = Some(self.health(targets.clone()));
             let (streams, incoming) = mpsc::channel(STREAMS);
-            self.introduction_points(wanted.balance.subscribe(), streams.clone(), points)?;
+            self.introduction_points(wanted.balance.subscribe(), of_points, streams.clone(), points)?;
             if let Some(authority) = authority {
                 self.stand_in(authority, wanted.stand_in.subscribe(), streams, stand_ins);
             }
@@ -195,6 +200,7 @@ impl Starting<'_> {
             stand_ins: stand_ins_watch,
             other_publisher: other_publisher_watch,
             health,
+            repairs,
         })
     }
 
@@ -211,6 +217,7 @@ impl Starting<'_> {
         &mut self,
         master: IdentitySecret,
         wanted: watch::Receiver<publish::task::WantedPublication>,
+        doubts: mpsc::Receiver<(PeriodId, Directory)>,
         other_publisher: watch::Sender<Option<OtherPublisherSeen>>,
     ) {
         let (published, published_watch) = watch::channel(Vec::new());
@@ -221,6 +228,7 @@ impl Starting<'_> {
             credentials: Arc::new(IdentityKeyCredentials(master)),
             revisions: Arc::new(StoredRevisions { store: Arc::clone(&self.context.store), service: self.service }),
             wanted,
+            doubts,
             report: published,
             cannot_publish,
             other_publisher,
@@ -250,6 +258,7 @@ impl Starting<'_> {
     fn introduction_points(
         &mut self,
         wanted: watch::Receiver<balance::task::WantedPoints>,
+        repairs: mpsc::Receiver<PointRepair>,
         streams: mpsc::Sender<Incoming>,
         status: watch::Sender<Vec<PointStatus>>,
     ) -> Result<(), NodeError> {
@@ -262,6 +271,7 @@ impl Starting<'_> {
             streams,
             points: self.context.points.clone(),
             wanted,
+            repairs,
             advertised,
             status,
         };

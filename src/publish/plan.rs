@@ -111,6 +111,8 @@ pub enum Event {
         /// is unreadable.
         reading: Result<Option<Reading>, String>,
     },
+    /// A client did not get the current descriptor of this period from this directory.
+    Doubted(PeriodId, Directory),
 }
 
 /// A descriptor that was read back from a directory.
@@ -283,6 +285,7 @@ impl Machine for PublishPlan {
             Event::Uploaded { period, directory, revision, outcome } => {
                 self.uploaded(period, &directory, revision, outcome, now);
             }
+            Event::Doubted(period, directory) => self.doubt(period, &directory, now),
             Event::ReadBackAnswered { period, directory, reading } => {
                 actions.extend(self.held(period, &directory, reading, now).map(Action::OtherPublisher));
             }
@@ -464,6 +467,13 @@ impl PublishPlan {
         }
         let other_publisher = OtherPublisher { period, revision: reading.revision, readable: reading.points.is_some() };
         (self.other_publisher.replace(other_publisher) != Some(other_publisher)).then_some(other_publisher)
+    }
+
+    /// Has a confirmed directory read back at once. Others are tried already, with their pauses.
+    fn doubt(&mut self, period: PeriodId, directory: &Directory, now: Duration) {
+        if let Some(held) = self.held_mut(period, directory).filter(|held| held.confirmed.is_some()) {
+            held.read_back_at = Some(now);
+        }
     }
 
     fn held_mut(&mut self, period: PeriodId, directory: &Directory) -> Option<&mut DirectoryState> {

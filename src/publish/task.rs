@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use rustbalance_gossip::id::ServiceId;
 use rustbalance_gossip::record::{PeriodId, PublishedPeriod};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -81,6 +81,8 @@ pub struct Publisher {
     pub revisions: Arc<dyn RevisionLog>,
     /// The current requirements of the cluster.
     pub wanted: watch::Receiver<WantedPublication>,
+    /// Directories from which the canary did not get the current descriptor.
+    pub doubts: mpsc::Receiver<(PeriodId, Directory)>,
     /// The published revisions and how many directories hold them, written by the task.
     pub report: watch::Sender<Vec<PublishedPeriod>>,
     /// Notified each time this node cannot publish because its disk does not store the revision: a
@@ -99,6 +101,7 @@ enum Input {
     PeriodsDue,
     Periods(Result<Vec<Period>, TorError>),
     Edition(PeriodId, Result<(u64, Arc<str>), Unbuilt>),
+    Doubted(PeriodId, Directory),
     /// A directory has answered.
     Answered(Event),
 }
@@ -169,8 +172,9 @@ impl Shell<PublishPlan> for PublisherShell {
     type Input = Input;
 
     async fn next(&mut self) -> Option<Input> {
-        let wanted = &mut self.publisher.wanted;
+        let Publisher { wanted, doubts, .. } = &mut self.publisher;
         tokio::select! {
+            Some((period, directory)) = doubts.recv() => Some(Input::Doubted(period, directory)),
             changed = wanted.changed() => changed.ok().map(|()| Input::WantedPublication(wanted.borrow_and_update().clone())),
             changed = self.network.changed() => changed.ok().map(|()| Input::PeriodsDue),
             () = self.periods_due.wait() => Some(Input::PeriodsDue),
@@ -186,6 +190,7 @@ impl Shell<PublishPlan> for PublisherShell {
             }
             Input::Periods(periods) => self.learn_periods(periods),
             Input::Edition(period, built) => vec![self.built(period, built)],
+            Input::Doubted(period, directory) => vec![Event::Doubted(period, directory)],
             Input::Answered(event) => vec![event],
         }
     }

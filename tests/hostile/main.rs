@@ -4,13 +4,15 @@
 //! Each test runs one attack; the attacker has real keys where the attack needs them. The test
 //! checks that the cluster stays healthy and serves during the attack, that no false record is
 //! accepted, and that `status` counts the refusals. There is no attacker in [`tor`] (a node loses
-//! its Tor client), [`newcomer`] (a node joins), [`operators`], [`upgrades`], [`later`],
-//! [`services`], [`monitors`] and parts of [`wireguard`]; in [`outages`] an outsider only observes.
+//! its Tor client), [`canary`], [`newcomer`] (a node joins), [`operators`], [`upgrades`],
+//! [`later`], [`services`], [`monitors`] and parts of [`wireguard`]; in [`outages`] an outsider
+//! only observes.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 #![allow(clippy::disallowed_methods)]
 
 mod authority;
 mod away;
+mod canary;
 mod clients;
 mod copies;
 mod disks;

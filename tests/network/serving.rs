@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use rustbalance::tor::Engine;
 use rustbalance_gossip::id::OnionAddress;
-use rustbalance_testnet::cluster::Cluster;
+use rustbalance_testnet::cluster::{Cluster, Node};
 use rustbalance_testnet::{Warmth, decrypt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -32,11 +32,14 @@ fn clients_reach_every_node_and_outsiders_learn_nothing() {
         progress.report(format_args!("an Arti client was served"));
         bodies_arrive_whole(cluster)?;
         progress.report(format_args!("large bodies arrive whole, both ways"));
+        the_canary_reaches_every_point(cluster, nodes)?;
+        progress.report(format_args!("the canary of each node has reached every point"));
         directories_hold_what_status_says(cluster, nodes)?;
         progress.report(format_args!("python3-stem reads the same introduction points as `status` shows"));
         strangers_learn_nothing(cluster, nodes)?;
         progress.report(format_args!("outsiders learn nothing"));
-        garbage_on_a_link_changes_nothing(cluster, nodes)
+        garbage_on_a_link_changes_nothing(cluster, nodes)?;
+        the_canary_names_a_dead_node(cluster, nodes)
     });
 }
 
@@ -103,6 +106,44 @@ fn bodies_arrive_whole(cluster: &Cluster<'_>) -> Result<()> {
     let body: Vec<u8> = (0..1_000_000_u32).map(|index| (index % 251) as u8).collect();
     let answer = client.post(&format!("http://{onion}/echo"), &body, LIMIT * 2)?;
     ensure!(answer.body == body, "a body of {} bytes came back as {}", body.len(), answer.body.len());
+    Ok(())
+}
+
+/// The findings of `rustbalance canary` on a node, and its exit code.
+fn canary(node: &Node) -> Result<(serde_json::Value, Option<i32>)> {
+    let output = node.command(&["canary", "--json"], "", Duration::from_secs(130))?;
+    let findings = serde_json::from_str(&output.output).with_context(|| format!("{}: {output:?}", node.name()))?;
+    Ok((findings, output.code))
+}
+
+/// Each node, as a client through the relays of this network, reaches every introduction point in
+/// the descriptor, and finds the descriptor at every directory.
+fn the_canary_reaches_every_point(cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
+    for node in &nodes.0 {
+        cluster.wait_until("the canary finds all well", LIMIT * 4, || {
+            let (findings, code) = canary(node)?;
+            ensure!(code == Some(0) && findings["well"] == true, "{code:?}: {findings}");
+            let run = &findings["services"][0];
+            let published = node.status()?.publication.context("the status shows no publication")?.intro_points.len();
+            let reached = run["points"].as_array().map_or(0, Vec::len);
+            ensure!(reached == published, "{reached} of {published} points were visited: {findings}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// A client that draws a point of a node that has just died does not get through, and the canary
+/// says so.
+fn the_canary_names_a_dead_node(cluster: &Cluster<'_>, nodes: &Nodes) -> Result<()> {
+    let (dead, watcher) = (nodes.named("gamma")?, nodes.named("alpha")?);
+    let address = dead.status()?.node;
+    dead.kill9()?;
+    let (findings, code) = canary(watcher)?;
+    let points = findings["services"][0]["points"].as_array().context("no point was visited")?;
+    let failed: Vec<_> = points.iter().filter(|point| point["state"] != "reached").collect();
+    ensure!(code == Some(1) && !failed.is_empty(), "{code:?}: {findings}\n{}", cluster.diagnosis());
+    ensure!(failed.iter().all(|point| point["node"] == address.as_str()), "{findings}");
     Ok(())
 }
 

@@ -288,3 +288,18 @@ fn a_node_without_a_free_relay_waits_and_takes_the_first_free_one() {
     world.run(60);
     assert_eq!(world.advertised.len(), 2);
 }
+
+#[test]
+fn a_deaf_point_is_replaced_at_another_relay_and_lingers() {
+    let mut world = World::new(2);
+    world.handle(Event::Tick);
+    let deaf = world.advertised[0].clone();
+    world.handle(Event::Deaf(deaf.point.session_key));
+    assert_eq!(world.advertised.len(), 2);
+    assert!(world.advertised.iter().all(|point| point.point.relay != deaf.point.relay), "{:?}", world.advertised);
+    assert!(world.open.values().any(|relay| *relay == deaf.point.relay), "clients with an old descriptor may be lucky");
+    let advertised = world.advertised.clone();
+    world.handle(Event::Deaf(deaf.point.session_key));
+    world.handle(Event::Deaf(FixedBytes([0xee; 32])));
+    assert_eq!(world.advertised, advertised);
+}

@@ -78,10 +78,11 @@ fn both_formats_have_the_same_values_under_the_same_names() {
 }
 
 /// The labels that may exist. Each is about this cluster, its configuration or this program.
-const LABELS: [&str; 13] = [
+const LABELS: [&str; 14] = [
     "address",
     "cluster",
     "condition",
+    "kind",
     "name",
     "node",
     "onion",

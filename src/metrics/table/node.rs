@@ -3,7 +3,7 @@
 use rustbalance_gossip::coordinator::Isolated;
 use rustbalance_gossip::view::Condition;
 
-use super::Kind::{Gauge, Info};
+use super::Kind::{Counter, Gauge, Info};
 use super::{Metric, bare, short};
 use crate::control::WireguardSwitch;
 
@@ -29,6 +29,7 @@ fn reason(isolated: Isolated) -> &'static str {
 pub(super) fn metrics() -> Vec<Metric> {
     let mut metrics = state();
     metrics.extend(usage());
+    metrics.extend(canary());
     metrics
 }
 
@@ -101,6 +102,39 @@ fn state() -> Vec<Metric> {
         Metric::new("rustbalance_wireguard_up", Gauge, &[], "1 while WireGuard runs.", |it, out| {
             out.flag([], it.status.wireguard.state == WireguardSwitch::On);
         }),
+    ]
+}
+
+fn canary() -> Vec<Metric> {
+    vec![
+        Metric::new(
+            "rustbalance_canary_runs_total",
+            Counter,
+            &[],
+            "Runs in which this node used its addresses as a client would.",
+            |it, out| out.add([], it.status.canary.runs as f64),
+        ),
+        Metric::new(
+            "rustbalance_canary_failures_total",
+            Counter,
+            &[],
+            "Such runs that found a fault; those that only tried a fault again count, too.",
+            |it, out| out.add([], it.status.canary.failures as f64),
+        ),
+        Metric::new(
+            "rustbalance_canary_last_success_timestamp_seconds",
+            Gauge,
+            &[],
+            "When such a run last found no fault; absent if none has since the start.",
+            |it, out| it.status.canary.last_success.into_iter().for_each(|at| out.add([], at as f64)),
+        ),
+        Metric::new(
+            "rustbalance_canary_repairs_total",
+            Counter,
+            &["kind"],
+            "Repairs that followed: republish, replace_point, rebuild_circuits.",
+            |it, out| it.status.canary.repairs.iter().for_each(|(kind, count)| out.add([kind], *count as f64)),
+        ),
     ]
 }
 

@@ -57,6 +57,7 @@ struct Working {
     other_publishers: watch::Receiver<Option<OtherPublisherSeen>>,
     stop: CancellationToken,
     running: tokio::task::JoinHandle<Result<(), JobPanicked>>,
+    doubt: mpsc::Sender<(PeriodId, Directory)>,
     _wanted: watch::Sender<WantedPublication>,
 }
 
@@ -70,6 +71,7 @@ impl Working {
         let content = DesiredContent { points: vec![point.clone()], ..Default::default() };
         let (wanted_sender, wanted) =
             watch::channel(WantedPublication { term: Some(1), content, ..Default::default() });
+        let (doubt, doubts) = mpsc::channel(1);
         let (report, reported) = watch::channel(Vec::new());
         let (cannot_publish, notices) = watch::channel(());
         let (other_publisher, other_publishers) = watch::channel(None);
@@ -80,6 +82,7 @@ impl Working {
             credentials: Arc::new(Credentials(secret.duplicate())),
             revisions: Arc::clone(&disk) as Arc<dyn RevisionLog>,
             wanted,
+            doubts,
             report,
             cannot_publish,
             other_publisher,
@@ -87,7 +90,19 @@ impl Working {
         };
         let stop = CancellationToken::new();
         let running = tokio::spawn(publisher.run(stop.clone()));
-        Self { net, secret, point, disk, reported, notices, other_publishers, stop, running, _wanted: wanted_sender }
+        Self {
+            net,
+            secret,
+            point,
+            disk,
+            reported,
+            notices,
+            other_publishers,
+            stop,
+            running,
+            doubt,
+            _wanted: wanted_sender,
+        }
     }
 
     async fn is_everywhere(&mut self) {
@@ -158,4 +173,23 @@ async fn another_publisher_of_the_address_is_reported_and_its_revision_exceeded(
         }
         working.end().await;
     }
+}
+
+#[tokio::test]
+async fn a_doubted_directory_gets_the_descriptor_again() {
+    let mut working = Working::start(false).await;
+    working.is_everywhere().await;
+    let (service, period) = (working.secret.service_id(), working.net.periods()[0]);
+    let directory = working.net.directories(service, period).swap_remove(3);
+    let before = working.net.held(&directory, service, period);
+    working.net.lose_descriptor(&directory, service, period);
+    working.doubt.send((period, directory.clone())).await.unwrap();
+    timeout(LIMIT, async {
+        while working.net.held(&directory, service, period) != before {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .expect("it was not uploaded");
+    working.end().await;
 }

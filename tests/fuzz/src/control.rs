@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use rustbalance::control::{
-    AlarmStatus, Bootstrap, Handler, IntroPointStatus, InvitationState, InvitationStatus, LinkStatus, MemberStatus,
-    OtherPublisherStatus, PortStatus, PublicationStatus, PublishedPeriodStatus, PublishedPointStatus, PublisherStatus,
-    Request, Response, SOCKET_NAME, StandInStatus, Status, TrafficStatus, UsageStatus, WireguardPeerStatus,
-    WireguardStatus, WireguardSwitch, bind, call, serve,
+    AlarmStatus, Bootstrap, CanaryDirectoryState, CanaryDirectoryStatus, CanaryPointState, CanaryPointStatus,
+    CanaryRepairStatus, CanaryRunStatus, CanaryStatus, Handler, IntroPointStatus, InvitationState, InvitationStatus,
+    LinkStatus, MemberStatus, OtherPublisherStatus, PortStatus, PublicationStatus, PublishedPeriodStatus,
+    PublishedPointStatus, PublisherStatus, Request, Response, SOCKET_NAME, StandInStatus, Status, TrafficStatus,
+    UsageStatus, WireguardPeerStatus, WireguardStatus, WireguardSwitch, bind, call, serve,
 };
 use rustbalance_gossip::record::Role;
 use rustbalance_gossip::view::Condition;
@@ -89,6 +90,7 @@ pub(crate) fn request_seeds() -> Vec<Seed> {
         Seed::good("drain", line(&Request::Drain {})),
         Seed::good("resume", line(&Request::Resume {})),
         Seed::good("reload", line(&Request::Reload {})),
+        Seed::good("canary", line(&Request::Canary {})),
         Seed::good("recent-log", line(&Request::RecentLog {})),
         Seed::good("evict", line(&Request::Evict { node: node.parse().unwrap() })),
         Seed::bad("evict-whom", &b"{\"request\":\"evict\",\"node\":\"abc\"}\n"[..]),
@@ -127,7 +129,19 @@ pub(crate) fn status(bytes: &[u8]) -> bool {
 
 /// The answer without fractions: JSON does not keep their last digit.
 fn rounded(response: Response) -> Response {
-    let Response::Status(mut status) = response else { return response };
+    let without_fractions = |mut run: CanaryRunStatus| {
+        run.directories.iter_mut().for_each(|it| it.seconds = 0.0);
+        run.points.iter_mut().for_each(|it| it.seconds = 0.0);
+        run
+    };
+    let mut status = match response {
+        Response::Status(status) => status,
+        Response::Canary { services } => {
+            return Response::Canary { services: services.into_iter().map(without_fractions).collect() };
+        }
+        other => return other,
+    };
+    status.canary.services = status.canary.services.into_iter().map(without_fractions).collect();
     status.tor.fraction = status.tor.fraction.round();
     for member in &mut status.members {
         member.last_heard_seconds = None;
@@ -144,6 +158,7 @@ pub(crate) fn status_seeds() -> Vec<Seed> {
             "invited",
             line(&Response::Invited { master, token, id: "00".into(), expires: 1_800_000_000, note: None }),
         ),
+        Seed::good("canary", line(&Response::Canary { services: canary().services })),
         Seed::good("done", line(&Response::done("it is done"))),
         Seed::good(
             "reloaded",
@@ -264,5 +279,43 @@ fn example() -> Status {
             peers: vec![wireguard_peer()],
         },
         problems: Vec::new(),
+        canary: canary(),
+    }
+}
+
+/// A canary that has found a fault of each sort.
+fn canary() -> CanaryStatus {
+    let (relay, session_key) = (format!("${}", "A".repeat(40)), "ab".repeat(32));
+    let run = CanaryRunStatus {
+        service: world().cluster.to_string(),
+        at: 1_795_362_000,
+        well: false,
+        problem: Some("x".into()),
+        directories: vec![CanaryDirectoryStatus {
+            relay: relay.clone(),
+            period: 20_000,
+            state: CanaryDirectoryState::Old,
+            revision: Some(8),
+            why: Some("revision 9 was announced".into()),
+            seconds: 0.5,
+        }],
+        points: vec![CanaryPointStatus {
+            node: Some(world().nodes[1].to_string()),
+            me: true,
+            relay,
+            session_key,
+            state: CanaryPointState::Rendezvous,
+            why: Some("x".into()),
+            seconds: 1.5,
+        }],
+    };
+    CanaryStatus {
+        enabled: true,
+        runs: 2,
+        failures: 1,
+        last_success: Some(1_795_361_000),
+        repairs: [("replace_point".to_owned(), 1)].into(),
+        last_repair: Some(CanaryRepairStatus { at: 1_795_362_000, kind: "replace_point".into(), why: "x".into() }),
+        services: vec![run],
     }
 }
