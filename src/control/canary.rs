@@ -65,7 +65,7 @@ impl CanaryRunStatus {
         self.points.iter().filter(|it| it.state != CanaryPointState::Reached)
     }
 
-    /// What was found, in a few words.
+    /// What was found, for a sentence about it.
     pub(super) fn trouble(&self) -> String {
         if let Some(problem) = &self.problem {
             return problem.clone();
@@ -73,7 +73,7 @@ impl CanaryRunStatus {
         let nodes: BTreeSet<_> = self.missed().map(|it| it.node.as_deref().map_or("an unknown node", short)).collect();
         match nodes.is_empty() {
             true => plural(self.faults(), "directory fault"),
-            false => format!("introduction points of {} do not answer", Vec::from_iter(nodes).join(", ")),
+            false => format!("no way through introduction points of {}", Vec::from_iter(nodes).join(", ")),
         }
     }
 }
@@ -156,4 +156,46 @@ pub enum CanaryPointState {
     /// There was no time left.
     #[strum(serialize = "not tried")]
     NotTried,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trouble_names_the_nodes_once_or_counts_directories() {
+        let point = |node: &str, state| CanaryPointStatus {
+            node: Some(node.repeat(56)),
+            me: false,
+            relay: "$AB".into(),
+            session_key: "00".into(),
+            state,
+            why: None,
+            seconds: 1.0,
+        };
+        let directory = CanaryDirectoryStatus {
+            relay: "$AB".into(),
+            period: 1,
+            state: CanaryDirectoryState::Missing,
+            revision: None,
+            why: None,
+            seconds: 1.0,
+        };
+        let mut run = CanaryRunStatus {
+            service: "c".repeat(56),
+            at: 0,
+            well: false,
+            problem: None,
+            directories: vec![directory],
+            points: vec![point("a", CanaryPointState::Reached)],
+        };
+        assert_eq!((run.faults(), run.trouble().as_str()), (1, "1 directory fault"));
+        for node in ["b", "b", "d"] {
+            run.points.push(point(node, CanaryPointState::Rendezvous));
+        }
+        let trouble = "no way through introduction points of bbbbbbbb, dddddddd";
+        assert_eq!((run.faults(), run.trouble().as_str()), (4, trouble));
+        run.problem = Some("Tor is not ready".into());
+        assert_eq!(run.trouble(), "Tor is not ready");
+    }
 }
