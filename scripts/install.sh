@@ -2,9 +2,9 @@
 # Installs on Debian what building and testing need: a C compiler; C tor, curl, python3-stem and
 # iproute2 for the private test network; systemd-analyze, which checks the unit and starts nothing.
 # `install.sh tests` also installs what tests alone need: Mesa's software Vulkan for the search of
-# `vanity --gpu`, Prometheus for the metrics, and qemu for WireGuard in the kernel. `install.sh
-# fuzz` installs a C++ compiler. The script is silent and quick if nothing is missing. Rust itself
-# comes from https://rustup.rs.
+# `vanity --gpu`, Prometheus for the metrics, HAProxy and nginx for the PROXY protocol, and qemu for
+# WireGuard in the kernel. `install.sh fuzz` installs a C++ compiler. The script is silent and quick
+# if nothing is missing. Rust itself comes from https://rustup.rs.
 set -eu
 
 missing=
@@ -45,6 +45,8 @@ need tor has tor
 need tor has tor-gencert
 [ "${1:-}" != tests ] || need mesa-vulkan-drivers has_software_vulkan
 [ "${1:-}" != tests ] || need prometheus has promtool
+[ "${1:-}" != tests ] || need haproxy test -x /usr/sbin/haproxy
+[ "${1:-}" != tests ] || need nginx test -x /usr/sbin/nginx
 [ "${1:-}" != tests ] || need qemu-system-x86 has qemu-system-x86_64
 [ "${1:-}" != fuzz ] || need g++ has g++
 
@@ -62,9 +64,9 @@ if [ -n "$missing" ]; then
         as_root=sudo
     fi
     log=$(mktemp)
-    # Debian's packages of tor and prometheus would start system services, but only the programs are
-    # needed. policy-rc.d forbids starting services while packages are installed. An existing policy
-    # stays.
+    # Debian's packages of tor, prometheus, haproxy and nginx would start system services, but only
+    # the programs are needed. policy-rc.d forbids starting services while packages are installed.
+    # An existing policy stays.
     policy=/usr/sbin/policy-rc.d
     ours=
     clean_up() {
@@ -103,7 +105,7 @@ if [ -n "$missing" ]; then
         exit 1
     fi
     # The policy has kept them from starting now; this keeps them from starting at the next boot.
-    for service in tor prometheus; do
+    for service in tor prometheus haproxy nginx; do
         case "$missing " in
         *" $service "*)
             if command -v systemctl >/dev/null 2>&1; then

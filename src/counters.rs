@@ -57,8 +57,16 @@ pub enum Counter {
     StreamsQueueFull,
     /// Client streams refused because their circuit had the most streams that one may have.
     CircuitStreamsOverLimit,
+    /// Client streams refused because their circuit opened them too fast.
+    CircuitStreamsOverRate,
+    /// Client streams slowed down because their circuit carried too many bytes a second.
+    CircuitStreamsSlowed,
     /// Client circuits closed to make room for others.
     CircuitsEvicted,
+    /// Client circuits closed because too many of their streams were refused.
+    CircuitsOverLimit,
+    /// Client circuits closed by the operator.
+    CircuitsKilled,
     /// Introductions refused as replays.
     #[strum(props(per_service = true))]
     IntroductionsReplayed,

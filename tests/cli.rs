@@ -78,6 +78,7 @@ fn help_names_every_command() {
         "acknowledge",
         "vanity",
         "wireguard",
+        "circuit",
     ] {
         assert!(done.out.contains(&format!("\n  {command} ")), "{command} is not in\n{}", done.out);
         assert_eq!(run(home.path(), &[command, "--help"]).code, 0);

@@ -73,7 +73,7 @@ pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Resu
         },
     };
     // Before the node is complete, so that `init` can be run again if this fails.
-    let ports = vec![PortTarget { port: options.port, target: options.target.clone() }];
+    let ports = vec![PortTarget::new(options.port, options.target.clone())];
     Config::write_initial(&context.dir, &Initial { ports, arti, wireguard, ..Initial::default() })?;
     let store = found(draft, identity, unix_now(), &mut rand::rng())?;
 

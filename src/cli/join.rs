@@ -303,7 +303,7 @@ fn read_bounded(from: impl Read, name: &str) -> anyhow::Result<Zeroizing<String>
 fn report(context: &Context, options: &Options, joined: &Joined, initial: &Initial) -> anyhow::Result<()> {
     let others = plural(joined.members.len(), "other member");
     print_line(format_args!("This machine is a {} of {} now, with {others}.", joined.member.role(), options.cluster))?;
-    for PortTarget { port, target } in &initial.ports {
+    for PortTarget { port, target, .. } in &initial.ports {
         print_line(format_args!("Port {port} goes to {target} (in {}).", config::FILE_NAME))?;
     }
     for port in &initial.unserved {

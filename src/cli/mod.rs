@@ -25,6 +25,7 @@ mod bugreport;
 mod canary;
 mod canary_view;
 mod check;
+mod circuit;
 mod drain;
 mod evict;
 mod init;
@@ -128,6 +129,8 @@ enum Command {
     Resume(resume::Options),
     /// Evict another node from the cluster
     Evict(evict::Options),
+    /// Show or close the circuits of clients on this node
+    Circuit(circuit::Options),
     /// Search an address that begins with given characters
     Vanity(vanity::Options),
     /// Say what each directory holds of an onion address, from any machine
@@ -221,6 +224,7 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Drain(options) => runtime::run(drain::execute(&context, options)),
         Command::Resume(options) => runtime::run(resume::execute(&context, options)),
         Command::Evict(options) => runtime::run(evict::execute(&context, options)),
+        Command::Circuit(options) => runtime::run(circuit::execute(&context, options)),
         Command::Vanity(options) => runtime::run(vanity::execute(&context, options)),
         Command::Wireguard(options) => runtime::run(wireguard::execute(&context, options)),
         Command::Acknowledge(options) => runtime::run(acknowledge::execute(&context, options)),

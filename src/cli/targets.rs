@@ -93,7 +93,7 @@ pub(super) fn assign(
             (None, None) => None,
         };
         match target {
-            Some(target) => assigned.served.push(PortTarget { port, target }),
+            Some(target) => assigned.served.push(PortTarget::new(port, target)),
             None => assigned.unserved.push(port),
         }
     }

@@ -15,7 +15,7 @@ use toml::de::DeValue;
 
 use super::{WIREGUARD_PORT, WireguardDevice};
 use crate::log::LogLevel;
-use crate::proxy::Target;
+use crate::proxy::{ProxyProtocol, Target};
 
 /// When a changed value takes effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -368,6 +368,37 @@ impl Value for WireguardDevice {
         match self {
             Self::Userspace => Self::Kernel,
             Self::Kernel => Self::Userspace,
+        }
+    }
+}
+
+impl Value for ProxyProtocol {
+    type Allowed = RangeFull;
+
+    fn read(value: &DeValue<'_>, _allowed: &RangeFull) -> Result<Self, Refused> {
+        match value.as_str() {
+            Some("v1") => Ok(Self::V1),
+            Some("v2") => Ok(Self::V2),
+            _ => Err(Refused::Instead("\"v1\" or \"v2\"".into())),
+        }
+    }
+
+    fn show(&self) -> String {
+        match self {
+            Self::V1 => quoted("v1"),
+            Self::V2 => quoted("v2"),
+        }
+    }
+
+    fn allowed(_allowed: &RangeFull) -> Option<String> {
+        None
+    }
+
+    #[cfg(test)]
+    fn another(&self, _allowed: &RangeFull) -> Self {
+        match self {
+            Self::V1 => Self::V2,
+            Self::V2 => Self::V1,
         }
     }
 }

@@ -119,7 +119,7 @@ fn every_key_that_a_reload_applies_reaches_a_part_of_the_node_and_no_other_key_d
     let further = ServiceId::from_public_key([7; 32]);
     let start = parse(&format!(
         "{PORT}[[port]]\nvirtual = 81\ntarget = \"[::1]:81\"\nservice = \"{further}\"\n[limits]\n\
-         introductions_per_second = 25\n[wireguard]\nenabled = true\nlisten = \"203.0.113.1\"\nendpoints = []\n"
+         introductions_per_second = 25\ncircuit_streams_per_second = 10\n[wireguard]\nenabled = true\nlisten = \"203.0.113.1\"\nendpoints = []\n"
     ));
     let (mut at, mut effects) = (0, [0, 0]);
     while let Some((new, key, effect)) = Changer::change(&start, at) {

@@ -23,7 +23,7 @@ use crate::health::HealthSettings;
 use crate::join::{DoorLimits, MAX_PORTS};
 use crate::link::LinkLimits;
 use crate::log::LogLevel;
-use crate::proxy::{PortTarget, ProxyLimits, Target};
+use crate::proxy::{PortTarget, ProxyLimits, ProxyProtocol, Target};
 use crate::tor::ServiceLimits;
 use crate::wireguard::{MOST_ENDPOINTS, is_possible};
 
@@ -111,11 +111,18 @@ struct PortKeys {
     target: Option<Target>,
     /// `None`: the first service of the cluster.
     service: Option<ServiceId>,
+    proxy_protocol: Option<ProxyProtocol>,
 }
 
 fn ports<K: KeyVisitor>(keys: &mut K, ports: &mut Vec<PortTarget>, further: &mut FurtherPorts) {
-    let whole =
-        |service| move |PortTarget { port, target }| PortKeys { port: Some(port), target: Some(target), service };
+    let whole = |service| {
+        move |PortTarget { port, target, proxy_protocol }| PortKeys {
+            port: Some(port),
+            target: Some(target),
+            service,
+            proxy_protocol,
+        }
+    };
     let mut tables: Vec<_> = std::mem::take(ports).into_iter().map(whole(None)).collect();
     for (service, ports) in std::mem::take(further) {
         tables.extend(ports.into_iter().map(whole(Some(service))));
@@ -133,13 +140,13 @@ fn ports<K: KeyVisitor>(keys: &mut K, ports: &mut Vec<PortTarget>, further: &mut
     keys.require("port", most <= MAX_PORTS, || {
         format!("one address has {most} ports, and at most {MAX_PORTS} are allowed")
     });
-    for PortKeys { port, target, service } in tables {
+    for PortKeys { port, target, service, proxy_protocol } in tables {
         let (Some(port), Some(target)) = (port, target) else { continue };
         let of = match service {
             Some(service) => further.entry(service).or_default(),
             None => &mut *ports,
         };
-        of.push(PortTarget { port, target });
+        of.push(PortTarget { port, target, proxy_protocol });
     }
 }
 
@@ -159,6 +166,9 @@ fn port<K: KeyVisitor>(keys: &mut K, it: &mut PortKeys, before: &[PortKeys]) {
     let meaning =
         "The onion address that has this port, if the cluster serves several. Leave it out for the first one.";
     keys.optional("service", Running, .., &mut it.service, example, meaning);
+    let meaning = "Begin each connection to the target with a header of HAProxy's PROXY protocol, \"v1\" or \"v2\", whose \
+                   source address stands for the client's circuit. The target must expect it.";
+    keys.optional("proxy_protocol", Running, .., &mut it.proxy_protocol, ProxyProtocol::V2, meaning);
     // The same port may belong to several addresses.
     let twice = it.port.is_some() && before.iter().any(|other| (other.port, other.service) == (it.port, it.service));
     keys.require("virtual", !twice, || {
@@ -217,6 +227,7 @@ fn limits(keys: &mut impl KeyVisitor, service: &mut ServiceLimits, proxy: &mut P
         &mut service.pending_rendezvous,
         "Rendezvous circuits being built at once.",
     );
+    circuits(keys, &mut service.refusals_per_circuit, proxy);
     let meaning = "Introductions that may wait at one introduction point. Further ones are dropped.";
     keys.key("introduction_queue", Running, count(), &mut service.introduction_queue, meaning);
     introduction_rate(keys, &mut service.introductions_per_second);
@@ -244,6 +255,31 @@ fn limits(keys: &mut impl KeyVisitor, service: &mut ServiceLimits, proxy: &mut P
     );
     let meaning = "A stream that has ended in one direction and carries nothing for this long is closed.";
     keys.key("half_closed_timeout", Running, time(), &mut proxy.half_closed, meaning);
+}
+
+/// The burst of streams if only the rate is set: several pages of a site at once, in browsers that
+/// open six streams for each.
+const DEFAULT_STREAMS_BURST: u32 = 32;
+
+fn circuits(keys: &mut impl KeyVisitor, refusals: &mut Option<u32>, proxy: &mut ProxyLimits) {
+    let (mut rate, mut burst) = proxy.circuit_streams_per_second.unzip();
+    let count = || 1..=1_000_000;
+    let meaning =
+        "Streams per second that one circuit of a client may open. Further ones are refused. No limit unless set.";
+    keys.optional("circuit_streams_per_second", Running, count(), &mut rate, 10, meaning);
+    let meaning = "Streams that a circuit may open at once after a pause. Needs circuit_streams_per_second.";
+    keys.optional("circuit_streams_burst", Running, count(), &mut burst, DEFAULT_STREAMS_BURST, meaning);
+    keys.require("circuit_streams_burst", burst.is_none() || rate.is_some(), || {
+        "needs circuit_streams_per_second".into()
+    });
+    proxy.circuit_streams_per_second = rate.map(|rate| (rate, burst.unwrap_or(DEFAULT_STREAMS_BURST.max(rate))));
+    let meaning = "Bytes per second that the streams of one circuit may carry, both ways together, and at once after a \
+                   pause. Beyond, they are slowed down. No limit unless set.";
+    let range = 16_384..=1 << 40;
+    keys.optional("circuit_bytes_per_second", Running, range, &mut proxy.circuit_bytes_per_second, 1 << 20, meaning);
+    let meaning = "A circuit is closed when this many of its streams were refused within a minute because of \
+                   streams_per_circuit or circuit_streams_per_second. Never unless set. Counts for new circuits.";
+    keys.optional("circuit_refusals", Running, count(), refusals, 100, meaning);
 }
 
 /// The burst if only the rate is set: C tor's default.

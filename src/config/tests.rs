@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
-use crate::proxy::Target;
+use crate::proxy::{ProxyProtocol, Target};
 use proptest::prelude::*;
 
 const PORT: &str = "[[port]]\nvirtual = 80\ntarget = \"127.0.0.1:8080\"\n";
@@ -19,8 +19,8 @@ fn refused(text: &str) -> String {
 
 fn initial() -> Initial {
     let ports = vec![
-        PortTarget { port: 80, target: "127.0.0.1:8080".parse().unwrap() },
-        PortTarget { port: 443, target: Target::Unix("/run/a \"b\\c\".sock".into()) },
+        PortTarget::new(80, "127.0.0.1:8080".parse().unwrap()),
+        PortTarget::new(443, Target::Unix("/run/a \"b\\c\".sock".into())),
     ];
     Initial { ports, ..Initial::default() }
 }
@@ -60,7 +60,10 @@ fn the_comments_of_the_first_file_are_the_defaults() {
     assert_eq!(config.arti_file.take().as_deref(), Some(Path::new(ARTI_FILE_NAME)));
     assert_eq!(config.threads.take(), Some(1));
     let rate = config.service.introductions_per_second.take();
-    assert_eq!(rate, Some((25, 200)), "the one key of a table that is off by default");
+    assert_eq!(rate, Some((25, 200)), "off by default, as the limits of one circuit");
+    assert_eq!(config.proxy.circuit_streams_per_second.take(), Some((10, 32)));
+    assert_eq!(config.proxy.circuit_bytes_per_second.take(), Some(1 << 20));
+    assert_eq!(config.service.refusals_per_circuit.take(), Some(100));
     let address: SocketAddr = "203.0.113.7:7440".parse().unwrap();
     let example = WireguardConfig {
         enabled: Some(true),
@@ -263,6 +266,34 @@ proptest! {
     fn any_text_is_read_or_refused(text in "(\\[{0,2}(node|port|arti|limits|cluster)?\\]{0,2}\n?|[a-z_]{1,9} ?= ?[0-9\"a-z:.]{0,9}\n|\\PC{0,9}){0,9}") {
         let _ = parse(&text);
     }
+}
+
+#[test]
+fn a_circuit_is_bounded_only_if_the_operator_says_so() {
+    let config = |keys: &str| parse(&format!("{PORT}[limits]\n{keys}")).unwrap();
+    let set = |keys: &str| {
+        let Config { proxy, service, .. } = config(keys);
+        (proxy.circuit_streams_per_second, proxy.circuit_bytes_per_second, service.refusals_per_circuit)
+    };
+    assert_eq!(set(""), (None, None, None));
+    assert_eq!(set("circuit_streams_per_second = 10"), (Some((10, 32)), None, None));
+    assert_eq!(set("circuit_streams_per_second = 40"), (Some((40, 40)), None, None));
+    let keys = "circuit_streams_per_second = 2\ncircuit_streams_burst = 1\ncircuit_refusals = 9\n\
+                circuit_bytes_per_second = 20000";
+    assert_eq!(set(keys), (Some((2, 1)), Some(20_000), Some(9)));
+    let error = refused("[limits]\ncircuit_streams_burst = 5");
+    assert!(error.ends_with("needs circuit_streams_per_second"), "{error}");
+}
+
+#[test]
+fn the_header_of_a_port_is_of_a_known_version() {
+    for (text, protocol) in [("v1", ProxyProtocol::V1), ("v2", ProxyProtocol::V2)] {
+        let config = parse(&format!("{PORT}proxy_protocol = \"{text}\"\n")).unwrap();
+        assert_eq!(config.ports[0].proxy_protocol, Some(protocol));
+    }
+    assert_eq!(parse(PORT).unwrap().ports[0].proxy_protocol, None);
+    let error = parse(&format!("{PORT}proxy_protocol = 2\n")).unwrap_err().to_string();
+    assert!(error.contains("\"proxy_protocol\"") && error.contains("\"v1\" or \"v2\""), "{error}");
 }
 
 #[test]

@@ -14,12 +14,14 @@ use rustbalance_gossip::record::Role;
 use serde::{Deserialize, Serialize};
 use zeroize::ZeroizeOnDrop;
 
+use crate::tor::ExportedCircuitId;
 use crate::typed;
 
 pub use canary::{
     CanaryDirectoryState, CanaryDirectoryStatus, CanaryPointState, CanaryPointStatus, CanaryRepairStatus,
     CanaryRunStatus, CanaryStatus,
 };
+pub use circuits::{CircuitList, CircuitStatus};
 pub use client::call;
 pub use invitation::{InvitationPrefix, InvitationPrefixError};
 pub use problem::{Problem, ProblemKind};
@@ -31,6 +33,7 @@ pub use status::{
 };
 
 mod canary;
+mod circuits;
 mod client;
 mod invitation;
 mod problem;
@@ -135,6 +138,13 @@ pub enum Request {
     WireguardOn {},
     /// Switch WireGuard off until the next start.
     WireguardOff {},
+    /// Report the open circuits of clients on this node. Answered by [`Response::Circuits`].
+    Circuits {},
+    /// Close a circuit of a client on this node, with all its streams.
+    KillCircuit {
+        /// The circuit.
+        circuit: ExportedCircuitId,
+    },
     /// Revoke another member.
     Evict {
         /// The node, by the beginning of its address.
@@ -269,6 +279,8 @@ pub enum Response {
         /// The changes that take effect after a restart.
         after_restart: Vec<String>,
     },
+    /// The answer to [`Request::Circuits`].
+    Circuits(CircuitList),
     /// The request was carried out.
     Done {
         /// The outcome, in a sentence for the operator.

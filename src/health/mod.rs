@@ -123,7 +123,7 @@ async fn check(
         judges = carried_over(&ports, judges, &wanted);
         ports = wanted;
         let (began, HealthSettings { timeout, failures, .. }) = (Instant::now(), settings.borrow().clone());
-        let asked = ports.iter().map(|port| ask(&port.target, timeout));
+        let asked = ports.iter().map(|port| ask(port, timeout));
         let outcomes = futures::future::join_all(asked).await;
         for ((port, judge), outcome) in ports.iter().zip(&mut judges).zip(outcomes) {
             let Some(outcome) = outcome else { continue };
@@ -177,14 +177,14 @@ async fn next_round(
 
 /// Connects to a target once, within `limit`. An error says why it failed; `None` if this process
 /// had no free file descriptor.
-pub async fn ask(target: &Target, limit: Duration) -> Option<Result<(), String>> {
-    match timeout(limit, target.connect()).await {
+pub async fn ask(port: &PortTarget, limit: Duration) -> Option<Result<(), String>> {
+    match timeout(limit, port.connect(None)).await {
         Ok(Ok(_)) => Some(Ok(())),
         Ok(Err(error)) if is_out_of_descriptors(&error) => {
             warn!(%error, "cannot check a target: this process has too many files open, raise its limit (ulimit -n)");
             None
         }
-        Ok(Err(error)) => Some(Err(explain(target, &error))),
+        Ok(Err(error)) => Some(Err(explain(&port.target, &error))),
         Err(_) => Some(Err(format!("no answer within {limit:?}"))),
     }
 }
@@ -243,8 +243,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("app.sock");
         let ports = vec![
-            PortTarget { port: 80, target: Target::Tcp(first.local_addr().unwrap()) },
-            PortTarget { port: 81, target: Target::Unix(path.clone()) },
+            PortTarget::new(80, Target::Tcp(first.local_addr().unwrap())),
+            PortTarget::new(81, Target::Unix(path.clone())),
         ];
         let health = Health::start(watch::channel(ports).1, watch::channel(fast()).1);
         let mut ready = health.ready();
@@ -265,7 +265,7 @@ mod tests {
     #[tokio::test]
     async fn a_socket_that_the_unit_hides_is_distinguished_from_a_missing_one() {
         let asked = |path: &str| {
-            let target = Target::Unix(path.into());
+            let target = PortTarget::new(80, Target::Unix(path.into()));
             async move { ask(&target, Duration::from_secs(2)).await.unwrap().unwrap_err() }
         };
         for hidden in ["/tmp/none/app.sock", "/home/none/app.sock", "/root/none/app.sock", "/run/user/0/none.sock"] {
@@ -280,8 +280,7 @@ mod tests {
     async fn changed_targets_are_checked_at_once_and_change_readiness_only_by_their_answer() {
         let listen = || TcpListener::bind("127.0.0.1:0");
         let (first, second) = (listen().await.unwrap(), listen().await.unwrap());
-        let port =
-            |port, listener: &TcpListener| PortTarget { port, target: Target::Tcp(listener.local_addr().unwrap()) };
+        let port = |port, listener: &TcpListener| PortTarget::new(port, Target::Tcp(listener.local_addr().unwrap()));
         let (change, targets) = watch::channel(vec![port(80, &first)]);
         // No round follows by time alone.
         let rare = HealthSettings { interval: Duration::from_secs(600), ..fast() };
@@ -294,7 +293,7 @@ mod tests {
         }
         assert!(!ready.has_changed().unwrap(), "a target that has not been asked yet changes nothing");
         assert!(health.ports().iter().all(|port| port.healthy), "{:?}", health.ports());
-        let third = PortTarget { port: 82, target: Target::Unix("/run/none/app.sock".into()) };
+        let third = PortTarget::new(82, Target::Unix("/run/none/app.sock".into()));
         change.send_replace(vec![port(81, &second), third]);
         ready.wait_for(|ready| !*ready).await.unwrap();
         change.send_replace(vec![port(81, &second)]);
@@ -305,7 +304,7 @@ mod tests {
 
     #[test]
     fn a_target_that_stays_keeps_its_verdict() {
-        let port = |port: u16| PortTarget { port, target: Target::Tcp(([127, 0, 0, 1], port).into()) };
+        let port = |port: u16| PortTarget::new(port, Target::Tcp(([127, 0, 0, 1], port).into()));
         let judge = |failures| TargetVerdict { failures, ..TargetVerdict::default() };
         let carried = carried_over(&[port(1), port(2)], vec![judge(1), judge(2)], &[port(2), port(3), port(1)]);
         assert_eq!(carried.iter().map(|judge| judge.failures).collect::<Vec<_>>(), [2, 0, 1]);
@@ -314,7 +313,7 @@ mod tests {
     #[tokio::test]
     async fn health_checks_stop_when_dropped() {
         let target = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let ports = vec![PortTarget { port: 80, target: Target::Tcp(target.local_addr().unwrap()) }];
+        let ports = vec![PortTarget::new(80, Target::Tcp(target.local_addr().unwrap()))];
         let health = Health::start(watch::channel(ports).1, watch::channel(fast()).1);
         let mut ready = health.ready();
         ready.wait_for(|ready| *ready).await.unwrap();

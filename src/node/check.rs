@@ -245,7 +245,7 @@ fn memory_of(config: Option<&Config>, circuits: usize) -> Finding {
 /// purpose, so it is a warning if it does not.
 async fn target(port: &PortTarget, limit: Duration) -> Finding {
     let (check, value) = (format!("target of port {}", port.port), port.target.to_string());
-    match health::ask(&port.target, limit).await {
+    match health::ask(port, limit).await {
         Some(Ok(())) => Finding::fine(check, value),
         Some(Err(error)) => Finding::warning(
             check,

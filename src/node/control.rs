@@ -96,6 +96,8 @@ impl Handler for Daemon {
                 Some(running) => running.canary.run().await,
                 None => not_yet(),
             },
+            Request::Circuits {} => self.circuits(),
+            Request::KillCircuit { circuit } => self.kill_circuit(circuit),
             Request::WireguardOn {} => self.switch_wireguard(true).await,
             Request::WireguardOff {} => self.switch_wireguard(false).await,
         }

@@ -38,6 +38,7 @@ mod admission;
 pub mod alarms;
 mod canary;
 mod check;
+mod circuits;
 pub mod cluster;
 mod control;
 mod discovery;

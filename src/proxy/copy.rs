@@ -18,7 +18,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::stream::BoxStream;
 
@@ -69,6 +69,15 @@ pub(super) enum StreamActivity {
     Moved,
 }
 
+/// How a stream is watched while it is copied.
+#[derive(Clone, Copy)]
+pub(super) struct Watching<'a> {
+    /// Takes its activity, at most every half second.
+    pub(super) report: &'a (dyn Fn(StreamActivity) + Sync),
+    /// Takes each number of bytes delivered; returns how long to pause then, if at all.
+    pub(super) pace: &'a (dyn Fn(u64) -> Option<Duration> + Sync),
+}
+
 /// The direction in which bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Direction {
@@ -80,7 +89,7 @@ enum Direction {
 struct Activity<'a> {
     times: Mutex<Times>,
     half_closed: AtomicBool,
-    report: &'a (dyn Fn(StreamActivity) + Sync),
+    watching: Watching<'a>,
 }
 
 struct Times {
@@ -90,10 +99,10 @@ struct Times {
 }
 
 impl<'a> Activity<'a> {
-    fn new(report: &'a (dyn Fn(StreamActivity) + Sync)) -> Self {
+    fn new(watching: Watching<'a>) -> Self {
         let now = Instant::now();
         let times = Mutex::new(Times { last: now, reported: now, used: false });
-        Self { times, half_closed: AtomicBool::new(false), report }
+        Self { times, half_closed: AtomicBool::new(false), watching }
     }
 
     fn times(&self) -> MutexGuard<'_, Times> {
@@ -118,7 +127,7 @@ impl<'a> Activity<'a> {
             }
         };
         if let Some(activity) = activity {
-            (self.report)(activity);
+            (self.watching.report)(activity);
         }
     }
 
@@ -151,19 +160,18 @@ impl<'a> Activity<'a> {
     }
 }
 
-/// Copies until the stream ends. `report` is called with its activity, at most every half second;
-/// `from_client` and `to_client` count the bytes delivered.
+/// Copies until the stream ends. `from_client` and `to_client` count the bytes delivered.
 pub(super) async fn copy_both(
     client: BoxStream,
     target: BoxStream,
     bounds: Bounds,
-    report: &(dyn Fn(StreamActivity) + Sync),
+    watching: Watching<'_>,
     from_client: &AtomicU64,
     to_client: &AtomicU64,
 ) -> Ended {
     let (client_read, client_write) = tokio::io::split(client);
     let (target_read, target_write) = tokio::io::split(target);
-    let activity = Activity::new(report);
+    let activity = Activity::new(watching);
     let up = copy_one_way(client_read, target_write, bounds.stall, (&activity, Direction::FromClient), from_client);
     let down = copy_one_way(target_read, client_write, bounds.stall, (&activity, Direction::ToClient), to_client);
     tokio::select! {
@@ -211,6 +219,11 @@ async fn copy_one_way(
             activity.touch(direction);
             bytes.fetch_add(written as u64, Ordering::Relaxed);
             rest = rest.get(written..).unwrap_or_default();
+            if let Some(pause) = (activity.watching.pace)(written as u64) {
+                // The other side gets what was written before the pause.
+                within(stall, to.flush()).await?;
+                sleep(pause).await;
+            }
         }
         unflushed = true;
     }

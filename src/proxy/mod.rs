@@ -4,11 +4,12 @@
 //! target of its virtual port is connected **first**; only then is the stream accepted, so that a
 //! client of a dead target sees a refused stream and not an empty answer. Then bytes are copied
 //! both ways until the stream ends (see `copy`). The number of open streams is bounded, and `plan`
-//! decides which of them stay when there are too many. Refused and closed streams are counted by
-//! reason.
+//! decides which of them stay when there are too many; it also decides what one circuit may do.
+//! Refused and closed streams are counted by reason. `header` tells a target which streams come on
+//! one circuit, if it wants to know.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustbalance_gossip::id::ServiceId;
@@ -18,14 +19,18 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
+use crate::bucket::Rate;
 use crate::counters::{Counter, Counters, PortCounters, ServiceCounters, add_one};
 use crate::tor::{CircuitId, Incoming, Rejection, TorError};
-use copy::{Bounds, Ended, StreamActivity, copy_both};
+use copy::{Bounds, Ended, StreamActivity, Watching, copy_both};
+use plan::RateBounds;
 use room::{Admitted, StreamRoom};
 
+pub use header::ProxyProtocol;
 pub use target::{MAX_UNIX_PATH, PortTarget, Target, TargetError};
 
 mod copy;
+mod header;
 mod plan;
 mod room;
 mod target;
@@ -47,6 +52,20 @@ pub struct ProxyLimits {
     pub stall: Option<Duration>,
     /// A stream is closed if one side has ended and nothing has moved for this long.
     pub half_closed: Duration,
+    /// Streams that a circuit may open per second, and the burst; `None` for no bound.
+    pub circuit_streams_per_second: Option<(u32, u32)>,
+    /// Bytes that the streams of a circuit may carry per second, both ways together; `None` for no
+    /// bound.
+    pub circuit_bytes_per_second: Option<u64>,
+}
+
+impl ProxyLimits {
+    fn rates(&self) -> RateBounds {
+        let streams = self.circuit_streams_per_second.map(|(rate, burst)| Rate::per_second(rate.into(), burst.into()));
+        // After a pause a circuit may carry at once what it may carry in a second.
+        let bytes = self.circuit_bytes_per_second.map(|rate| Rate::per_second(rate, rate));
+        RateBounds { streams, bytes }
+    }
 }
 
 impl Default for ProxyLimits {
@@ -57,6 +76,8 @@ impl Default for ProxyLimits {
             idle: None,
             stall: None,
             half_closed: Duration::from_secs(30),
+            circuit_streams_per_second: None,
+            circuit_bytes_per_second: None,
         }
     }
 }
@@ -129,7 +150,14 @@ impl Proxy {
         while let Some(Some(incoming)) = shutdown.run_until_cancelled(streams.recv()).await {
             // Admitted before a task is spawned, so that a flood of requests spawns no tasks.
             // Dropping `incoming` rejects the stream.
-            let Some(admitted) = self.admit(incoming.circuit) else { continue };
+            let admitted = match self.admit(incoming.circuit) {
+                Ok(admitted) => admitted,
+                Err(Counter::CircuitStreamsOverRate) => {
+                    incoming.request.refuse_excess();
+                    continue;
+                }
+                Err(_) => continue,
+            };
             let (proxy, cut) = (self.clone(), cut.clone());
             tasks.spawn(async move { cut.run_until_cancelled(proxy.serve_admitted(incoming, admitted)).await });
         }
@@ -145,19 +173,22 @@ impl Proxy {
     /// Serves one stream to its end.
     pub async fn serve(&self, incoming: Incoming) {
         match self.admit(incoming.circuit) {
-            Some(admitted) => self.serve_admitted(incoming, admitted).await,
-            None => incoming.request.reject(Rejection::Unavailable).await,
+            Ok(admitted) => self.serve_admitted(incoming, admitted).await,
+            Err(Counter::CircuitStreamsOverRate) => incoming.request.refuse_excess(),
+            Err(_) => incoming.request.reject(Rejection::Unavailable).await,
         }
     }
 
     /// The target of a virtual port now.
-    fn target(&self, port: u16) -> Option<Target> {
-        self.targets.borrow().iter().find(|candidate| candidate.port == port).map(|found| found.target.clone())
+    fn target(&self, port: u16) -> Option<PortTarget> {
+        self.targets.borrow().iter().find(|candidate| candidate.port == port).cloned()
     }
 
-    fn admit(&self, circuit: CircuitId) -> Option<Admitted> {
-        let Shared { room, counters, .. } = &*self.shared;
-        room.admit(circuit, self.most_streams()).map_err(|why| counters.count(why)).ok()
+    /// A place for a stream of this circuit; else the counter of the refusal, which is counted.
+    fn admit(&self, circuit: CircuitId) -> Result<Admitted, Counter> {
+        let Shared { room, counters, limits, .. } = &*self.shared;
+        let rates = limits.borrow().rates();
+        room.admit(circuit, self.most_streams(), rates).inspect_err(|why| counters.count(*why))
     }
 
     /// Serves a stream until it ends, or until another stream takes its place.
@@ -172,7 +203,7 @@ impl Proxy {
     async fn serve_whole(&self, incoming: Incoming, admitted: &Admitted) {
         let counters = &self.shared.counters;
         let limits = self.shared.limits.borrow().clone();
-        let Incoming { port, request, .. } = incoming;
+        let Incoming { port, request, exported, .. } = incoming;
         let Some(target) = self.target(port) else {
             counters.count(Counter::StreamsUnknownPort);
             debug!(port, "refused a stream: no target is configured for its port");
@@ -180,7 +211,7 @@ impl Proxy {
         };
         let of_port = self.of_service.port(port);
         let began = Instant::now();
-        let connected = match timeout(limits.connect, target.connect()).await {
+        let connected = match timeout(limits.connect, target.connect(exported)).await {
             Ok(connected) => connected.map_err(|error| error.to_string()),
             Err(_) => Err(format!("no answer within {:?}", limits.connect)),
         };
@@ -191,7 +222,7 @@ impl Proxy {
             }
             Err(error) => {
                 counters.count(Counter::StreamsTargetDown);
-                debug!(port, %target, error, "refused a stream: its target cannot be reached");
+                debug!(port, target = %target.target, error, "refused a stream: its target cannot be reached");
                 return request.reject(Rejection::Refused).await;
             }
         };
@@ -205,8 +236,17 @@ impl Proxy {
         let _open = OpenStream::new(&of_port);
         let bounds = Bounds { idle: limits.idle, stall: limits.stall, half_closed: limits.half_closed };
         let report = |activity: StreamActivity| admitted.report(activity);
+        let slowed = AtomicBool::new(false);
+        let pace = |bytes: u64| {
+            let pause = admitted.carried(bytes);
+            if pause.is_some() && !slowed.swap(true, Ordering::Relaxed) {
+                counters.count(Counter::CircuitStreamsSlowed);
+            }
+            pause
+        };
         let (from_client, to_client) = (&of_port.bytes_from_clients, &of_port.bytes_to_clients);
-        match copy_both(client, upstream, bounds, &report, from_client, to_client).await {
+        let watching = Watching { report: &report, pace: &pace };
+        match copy_both(client, upstream, bounds, watching, from_client, to_client).await {
             Ended::Whole | Ended::HalfClosed => {}
             Ended::Idle => counters.count(Counter::StreamsIdle),
             Ended::Stalled => counters.count(Counter::StreamsStalled),

@@ -15,11 +15,18 @@
 //!    newcomer's.
 //! 4. If none of these exists, the newcomer is refused: every circuit has its share, and every
 //!    stream moves.
+//! 5. The operator may bound what one circuit does, whatever the others do: `rates` refuses the
+//!    streams that it opens too fast, and slows down those that carry too much.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use crate::tor::CircuitId;
+use rates::CircuitRates;
+
+pub(super) use rates::RateBounds;
+
+mod rates;
 
 /// Streams that one circuit may open under pressure: browsers open up to six to a site at once.
 pub(super) const SHARE: usize = 8;
@@ -42,6 +49,8 @@ pub(super) enum Event {
     Used(StreamId),
     /// Bytes have moved, either way.
     Moved(StreamId),
+    /// The stream has carried this many bytes. Reported only if the bytes of circuits are bounded.
+    Carried(StreamId, u64),
     /// The stream is over.
     Ended(StreamId),
 }
@@ -57,6 +66,10 @@ pub(super) enum Action {
     RefuseShare,
     /// Refuse it: there is no stream that may be closed for it.
     RefuseFull,
+    /// Refuse it: its circuit opens streams too fast.
+    RefuseRate,
+    /// Let the stream that carried the bytes carry no more for this long.
+    Pause(Duration),
 }
 
 #[derive(Debug)]
@@ -75,6 +88,7 @@ pub(super) struct StreamPlan {
     streams: BTreeMap<StreamId, Stream>,
     on_circuit: HashMap<CircuitId, usize>,
     unused: usize,
+    rates: CircuitRates,
 }
 
 impl StreamPlan {
@@ -83,18 +97,31 @@ impl StreamPlan {
         self.most = most;
     }
 
+    /// Bounds each circuit like this from now on.
+    pub(super) fn bound_circuits(&mut self, bounds: RateBounds) {
+        self.rates.bound(bounds);
+    }
+
     /// Applies an event at `now`, the time since any fixed origin; returns what to do, in order.
     pub(super) fn handle(&mut self, event: Event, now: Duration) -> Vec<Action> {
         match event {
             Event::Asked(circuit) => return self.asked(circuit, now),
             Event::Used(id) => self.note(id, true, now),
             Event::Moved(id) => self.note(id, false, now),
+            Event::Carried(id, bytes) => {
+                let circuit = self.streams.get(&id).map(|stream| stream.circuit);
+                let pause = circuit.and_then(|circuit| self.rates.carry(circuit, bytes, now));
+                return pause.map(Action::Pause).into_iter().collect();
+            }
             Event::Ended(id) => self.remove(id),
         }
         Vec::new()
     }
 
     fn asked(&mut self, circuit: CircuitId, now: Duration) -> Vec<Action> {
+        if !self.rates.ask(circuit, now) {
+            return vec![Action::RefuseRate];
+        }
         let held = self.held(circuit);
         if self.is_pressed() && held >= SHARE {
             return vec![Action::RefuseShare];

@@ -3,13 +3,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::copy::StreamActivity;
-use super::plan::{Action, Event, StreamId, StreamPlan};
+use super::plan::{Action, Event, RateBounds, StreamId, StreamPlan};
 use crate::counters::Counter;
 use crate::tor::CircuitId;
 
@@ -35,16 +36,23 @@ impl Default for StreamRoom {
 impl StreamRoom {
     /// Admits a stream of this circuit as one of at most `streams`, possibly closing another one
     /// for it; else returns the counter of the refusal.
-    pub(super) fn admit(self: &Arc<Self>, circuit: CircuitId, streams: usize) -> Result<Admitted, Counter> {
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        circuit: CircuitId,
+        streams: usize,
+        rates: RateBounds,
+    ) -> Result<Admitted, Counter> {
         let mut state = self.state();
         state.plan.bound(streams);
+        state.plan.bound_circuits(rates);
         let mut refusal = Counter::StreamsOverLimit;
         for action in state.plan.handle(Event::Asked(circuit), self.origin.elapsed()) {
             match action {
                 Action::Serve(id) => {
                     let closed = CancellationToken::new();
                     state.closing.insert(id, closed.clone());
-                    return Ok(Admitted { id, room: Arc::clone(self), closed });
+                    let counts_bytes = rates.bytes.is_some();
+                    return Ok(Admitted { id, room: Arc::clone(self), closed, counts_bytes });
                 }
                 Action::Close(id) => {
                     if let Some(closed) = state.closing.remove(&id) {
@@ -53,6 +61,8 @@ impl StreamRoom {
                 }
                 Action::RefuseShare => refusal = Counter::StreamsOverShare,
                 Action::RefuseFull => refusal = Counter::StreamsOverLimit,
+                Action::RefuseRate => refusal = Counter::CircuitStreamsOverRate,
+                Action::Pause(_) => {}
             }
         }
         Err(refusal)
@@ -68,6 +78,8 @@ pub(super) struct Admitted {
     id: StreamId,
     room: Arc<StreamRoom>,
     closed: CancellationToken,
+    /// Whether the bytes of its circuit are bounded.
+    counts_bytes: bool,
 }
 
 impl Admitted {
@@ -83,6 +95,18 @@ impl Admitted {
             StreamActivity::Moved => Event::Moved(self.id),
         };
         self.room.state().plan.handle(event, self.room.origin.elapsed());
+    }
+
+    /// Reports bytes that the stream has carried. Returns how long it pauses, if it must.
+    pub(super) fn carried(&self, bytes: u64) -> Option<Duration> {
+        if !self.counts_bytes {
+            return None;
+        }
+        let actions = self.room.state().plan.handle(Event::Carried(self.id, bytes), self.room.origin.elapsed());
+        actions.into_iter().find_map(|action| match action {
+            Action::Pause(pause) => Some(pause),
+            _ => None,
+        })
     }
 }
 

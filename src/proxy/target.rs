@@ -7,9 +7,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixStream};
 
+use super::header::ProxyProtocol;
 use crate::stream::BoxStream;
+use crate::tor::ExportedCircuitId;
 
 /// Longest path of a Unix socket in bytes: `sun_path` holds 108 with the closing zero.
 pub const MAX_UNIX_PATH: usize = 107;
@@ -138,6 +141,26 @@ pub struct PortTarget {
     pub port: u16,
     /// Where its streams go.
     pub target: Target,
+    /// The header with which each connection to the target begins, if the target expects one.
+    pub proxy_protocol: Option<ProxyProtocol>,
+}
+
+impl PortTarget {
+    /// A port whose target expects no header.
+    pub fn new(port: u16, target: Target) -> Self {
+        Self { port, target, proxy_protocol: None }
+    }
+
+    /// Connects to the target for a stream on the circuit with this id, or for this node itself,
+    /// and sends the header that the target expects. The caller bounds the time.
+    pub async fn connect(&self, circuit: Option<ExportedCircuitId>) -> io::Result<BoxStream> {
+        let mut stream = self.target.connect().await?;
+        if let Some(protocol) = self.proxy_protocol {
+            stream.write_all(&protocol.header(circuit, self.port)?).await?;
+            stream.flush().await?;
+        }
+        Ok(stream)
+    }
 }
 
 #[cfg(test)]

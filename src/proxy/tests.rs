@@ -1,5 +1,6 @@
 //! The proxy on real sockets of this host, with clients in memory.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -10,11 +11,16 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::stream::BoxStream;
-use crate::tor::{CircuitId, Rejection, StreamRequest};
+use crate::tor::{CircuitId, ExportedCircuitId, Rejection, StreamRequest};
 
 /// The service of all proxies here.
 fn service() -> ServiceId {
     ServiceId::from_public_key([0x5a; 32])
+}
+
+thread_local! {
+    /// Streams that were refused in this test because their circuit exceeded a limit.
+    static EXCESSES: Cell<u32> = const { Cell::new(0) };
 }
 
 /// A client's request that reports whether it was accepted.
@@ -33,6 +39,10 @@ impl StreamRequest for FakeRequest {
     async fn reject(self: Box<Self>, _why: Rejection) {
         self.answered.unwrap().send(false).ok();
     }
+
+    fn refuse_excess(self: Box<Self>) {
+        EXCESSES.with(|count| count.set(count.get() + 1));
+    }
 }
 
 /// A request for `port`, the client's end of it, and the answer: whether it was accepted; an error
@@ -46,7 +56,8 @@ fn request_on(circuit: CircuitId, port: u16) -> (Incoming, DuplexStream, oneshot
     let (ours, theirs) = duplex(4096);
     let (answered, answer) = oneshot::channel();
     let request = FakeRequest { stream: theirs, answered: Some(answered) };
-    (Incoming { port, circuit, request: Box::new(request) }, ours, answer)
+    let exported = ExportedCircuitId::new(0x000a_0000 + 0x0001_0001 * circuit.0 as u32);
+    (Incoming { port, circuit, exported, request: Box::new(request) }, ours, answer)
 }
 
 fn short() -> ProxyLimits {
@@ -56,11 +67,16 @@ fn short() -> ProxyLimits {
         idle: Some(Duration::from_secs(60)),
         stall: Some(Duration::from_secs(60)),
         half_closed: Duration::from_secs(60),
+        ..ProxyLimits::default()
     }
 }
 
 fn proxy(target: Target, limits: ProxyLimits) -> Proxy {
-    let targets = watch::channel(vec![PortTarget { port: 80, target }]).1;
+    proxy_to(PortTarget::new(80, target), limits)
+}
+
+fn proxy_to(target: PortTarget, limits: ProxyLimits) -> Proxy {
+    let targets = watch::channel(vec![target]).1;
     Proxy::new(watch::channel(limits).1, usize::MAX, Counters::default()).with_targets(service(), targets)
 }
 
@@ -224,7 +240,8 @@ async fn idle_streams_and_unread_streams_stay_open_by_default() {
     let bounds = Bounds { idle: None, stall: None, half_closed: Duration::from_secs(30) };
     let copying = tokio::spawn(async move {
         let (from_client, to_client) = (&counters.bytes_from_clients, &counters.bytes_to_clients);
-        copy_both(Box::new(theirs), Box::new(targets), bounds, &|_| {}, from_client, to_client).await
+        let watching = Watching { report: &|_| {}, pace: &|_| None };
+        copy_both(Box::new(theirs), Box::new(targets), bounds, watching, from_client, to_client).await
     });
     // More than the client's window and the buffers hold, so it waits for the client.
     let page = tokio::spawn(async move { target.write_all(&[7; 40_000]).await });
@@ -251,6 +268,60 @@ async fn an_idle_stream_gives_way_and_its_target_with_it() {
     assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
     assert_eq!(count(&proxy, Counter::StreamsEvicted), 1);
     assert_eq!(traffic(&proxy)[0], 1);
+}
+
+#[tokio::test]
+async fn a_target_learns_the_circuit_before_the_client_is_heard() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = Target::Tcp(listener.local_addr().unwrap());
+    for protocol in [ProxyProtocol::V1, ProxyProtocol::V2] {
+        let port = PortTarget { proxy_protocol: Some(protocol), ..PortTarget::new(80, target.clone()) };
+        let proxy = proxy_to(port.clone(), short());
+        let (mut client, mut target, _served) = open(&proxy, &listener).await;
+        client.write_all(b"hello").await.unwrap();
+        let header = protocol.header(ExportedCircuitId::new(0x000b_0001), 80).unwrap();
+        let mut heard = vec![0; header.len() + 5];
+        target.read_exact(&mut heard).await.unwrap();
+        assert_eq!(heard, [&header[..], b"hello"].concat());
+        // A check of the target's health comes on no circuit.
+        let (connected, accepted) = tokio::join!(port.connect(None), listener.accept());
+        drop(connected.unwrap());
+        let mut heard = Vec::new();
+        accepted.unwrap().0.read_to_end(&mut heard).await.unwrap();
+        assert_eq!(heard, protocol.header(None, 80).unwrap());
+    }
+}
+
+#[tokio::test]
+async fn streams_of_a_circuit_over_its_rate_are_refused_and_reported() {
+    let limits = ProxyLimits { streams: 99, circuit_streams_per_second: Some((1, 2)), ..short() };
+    let (proxy, listener) = tcp_proxy(limits).await;
+    let _first = (open(&proxy, &listener).await, open(&proxy, &listener).await);
+    for _ in 0..3 {
+        let (incoming, _client, answer) = request(80);
+        proxy.serve(incoming).await;
+        assert!(answer.await.is_err(), "it was dropped");
+    }
+    assert_eq!((count(&proxy, Counter::CircuitStreamsOverRate), EXCESSES.get()), (3, 3));
+    let (incoming, _client, answer) = request_on(CircuitId(2), 80);
+    tokio::spawn(async move { proxy.serve(incoming).await });
+    assert!(answer.await.unwrap(), "another circuit has its own rate");
+}
+
+#[tokio::test]
+async fn the_bytes_of_a_circuit_are_slowed_to_its_rate() {
+    let limits = ProxyLimits { streams: 99, circuit_bytes_per_second: Some(40_000), ..short() };
+    let (proxy, listener) = tcp_proxy(limits).await;
+    let (client, mut target, served) = open(&proxy, &listener).await;
+    let page = tokio::spawn(async move { target.write_all(&[7; 100_000]).await });
+    let (start, mut body, mut client) = (Instant::now(), Vec::new(), client);
+    client.read_to_end(&mut body).await.unwrap();
+    // 40,000 bytes at once, and the rest at the rate.
+    assert!(start.elapsed() >= Duration::from_millis(1300), "{:?}", start.elapsed());
+    assert_eq!((body.len(), count(&proxy, Counter::CircuitStreamsSlowed)), (100_000, 1));
+    page.await.unwrap().unwrap();
+    drop(client);
+    served.await.unwrap();
 }
 
 #[tokio::test]

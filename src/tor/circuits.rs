@@ -1,10 +1,12 @@
 //! Bounds on the rendezvous circuits of clients and of members, node-wide.
 //!
 //! [`plan::CircuitPlan`] decides which circuit may be built, and which is closed when there is no
-//! room. [`Circuits`] is its shell: it reads the clock, and signals the circuits that must close. A
-//! [`Place`] stands for one circuit, from the introduction to its end.
+//! room. [`Circuits`] is its shell: it reads the clock, draws the ids that leave the program, and
+//! signals the circuits that must close. A [`Place`] stands for one circuit, from the introduction
+//! to its end.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -16,8 +18,10 @@ use super::{Refused, RefusedCounts};
 use crate::counters::OpenRendezvous;
 use plan::{Action, CircuitPlan, Event};
 
+pub use exported::{ExportedCircuitId, ExportedCircuitIdError};
 pub(crate) use plan::{ATTEMPT_LIMIT, CircuitBounds, MEETING_LIMIT, RendezvousPoint};
 
+mod exported;
 mod plan;
 
 /// Names a client's circuit for as long as the engine runs.
@@ -33,6 +37,19 @@ pub struct CircuitCounts {
     pub open: usize,
 }
 
+/// An open circuit of a client, as operators see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenCircuit {
+    /// The id that the application sees.
+    pub id: ExportedCircuitId,
+    /// Time since the client was met.
+    pub age: Duration,
+    /// Streams open now.
+    pub streams: usize,
+    /// Bytes that its streams have carried, both ways together.
+    pub bytes: u64,
+}
+
 /// Minimum interval between two reports that bytes move on a stream: each report takes a lock.
 const REPORT: Duration = Duration::from_millis(500);
 
@@ -46,8 +63,16 @@ pub(crate) struct Circuits {
 #[derive(Default)]
 struct State {
     plan: CircuitPlan,
-    /// Cancelled when the plan closes a circuit.
-    closing: HashMap<CircuitId, CancellationToken>,
+    /// Circuits in the making or open, until one is closed.
+    known: HashMap<CircuitId, KnownCircuit>,
+    exported: HashMap<ExportedCircuitId, CircuitId>,
+}
+
+struct KnownCircuit {
+    exported: ExportedCircuitId,
+    /// Cancelled when the circuit must close.
+    closed: CancellationToken,
+    bytes: Arc<AtomicU64>,
 }
 
 impl Default for Circuits {
@@ -68,9 +93,31 @@ impl Circuits {
         let mut state = self.state();
         let actions = state.plan.handle(Event::Introduced { at, bounds }, self.origin.elapsed());
         let id = state.carry_out(actions, refused)?;
-        let closed = CancellationToken::new();
-        state.closing.insert(id, closed.clone());
-        Some(Place { id, circuits: Arc::clone(self), closed, bounds, open: OnceLock::new() })
+        let (exported, closed, bytes) = (state.unused_id(), CancellationToken::new(), Arc::default());
+        state.exported.insert(exported, id);
+        state.known.insert(id, KnownCircuit { exported, closed: closed.clone(), bytes: Arc::clone(&bytes) });
+        let (circuits, refused, open) = (Arc::clone(self), refused.clone(), OnceLock::new());
+        Some(Place { id, exported, circuits, closed, bounds, refused, bytes, open })
+    }
+
+    /// The open circuits.
+    pub(crate) fn open(&self) -> Vec<OpenCircuit> {
+        let (state, now) = (self.state(), self.origin.elapsed());
+        let circuit = |(id, since, streams): (CircuitId, Duration, usize)| {
+            let known = state.known.get(&id)?;
+            let (age, bytes) = (now.saturating_sub(since), known.bytes.load(Ordering::Relaxed));
+            Some(OpenCircuit { id: known.exported, age, streams, bytes })
+        };
+        state.plan.open().filter_map(circuit).collect()
+    }
+
+    /// Closes a circuit with all its streams; false if there is none with this id.
+    pub(crate) fn close(&self, id: ExportedCircuitId) -> bool {
+        let mut state = self.state();
+        let Some(id) = state.exported.get(&id).copied() else { return false };
+        state.plan.handle(Event::Ended(id), self.origin.elapsed());
+        state.close(id);
+        true
     }
 
     /// How many there are now.
@@ -91,27 +138,51 @@ impl State {
             match action {
                 Action::Make(id) => made = Some(id),
                 Action::Refuse => refused.count(Refused::Introduction),
-                Action::GiveUp(id) | Action::Close(id) => {
+                Action::GiveUp(id) | Action::Close(id) | Action::CloseForRefusals(id) => {
                     refused.count(match action {
                         Action::GiveUp(_) => Refused::GivenUp,
+                        Action::CloseForRefusals(_) => Refused::Abuse,
                         _ => Refused::Circuit,
                     });
-                    if let Some(closed) = self.closing.remove(&id) {
-                        closed.cancel();
-                    }
+                    self.close(id);
                 }
             }
         }
         made
+    }
+
+    fn unused_id(&self) -> ExportedCircuitId {
+        let mut rng = rand::rng();
+        loop {
+            let id = ExportedCircuitId::draw(&mut rng);
+            if !self.exported.contains_key(&id) {
+                return id;
+            }
+        }
+    }
+
+    fn close(&mut self, id: CircuitId) {
+        if let Some(known) = self.forget(id) {
+            known.closed.cancel();
+        }
+    }
+
+    fn forget(&mut self, id: CircuitId) -> Option<KnownCircuit> {
+        let known = self.known.remove(&id)?;
+        self.exported.remove(&known.exported);
+        Some(known)
     }
 }
 
 /// The place of one client's circuit, which is being built or open. Dropping it frees the place.
 pub(crate) struct Place {
     id: CircuitId,
+    exported: ExportedCircuitId,
     circuits: Arc<Circuits>,
     closed: CancellationToken,
     bounds: CircuitBounds,
+    refused: RefusedCounts,
+    bytes: Arc<AtomicU64>,
     /// Set once the client is met.
     open: OnceLock<OpenRendezvous>,
 }
@@ -121,7 +192,13 @@ impl Place {
         self.id
     }
 
-    /// Cancelled when the circuit must close to make room for another.
+    /// The id of the circuit outside of this program.
+    pub(crate) fn exported(&self) -> ExportedCircuitId {
+        self.exported
+    }
+
+    /// Cancelled when the circuit must close: to make room for another, because of its refused
+    /// streams, or because the operator says so.
     pub(crate) fn closed(&self) -> &CancellationToken {
         &self.closed
     }
@@ -134,15 +211,15 @@ impl Place {
     }
 
     /// Reports that the circuit to the client is complete, and counts the client as met. False if
-    /// there is no room for another open circuit; that is counted in `refused`.
-    pub(crate) fn met(&self, refused: &RefusedCounts) -> bool {
+    /// there is no room for another open circuit; that is counted.
+    pub(crate) fn met(&self) -> bool {
         let mut state = self.circuits.state();
         let event = Event::Met { id: self.id, most: self.bounds.open };
         let actions = state.plan.handle(event, self.circuits.origin.elapsed());
         let is_refused = actions.contains(&Action::Refuse);
-        state.carry_out(actions, refused);
+        state.carry_out(actions, &self.refused);
         if !is_refused {
-            self.open.get_or_init(|| refused.service.meet());
+            self.open.get_or_init(|| self.refused.service.meet());
         }
         !is_refused
     }
@@ -158,6 +235,15 @@ impl Place {
         StreamUse { place: Arc::clone(self), reported: None }
     }
 
+    /// Reports that a stream was refused because the circuit exceeds a limit on its streams. If
+    /// that happens too often, the circuit is closed.
+    pub(crate) fn exceeded(&self) {
+        let Some(most) = self.bounds.refusals else { return };
+        let mut state = self.circuits.state();
+        let actions = state.plan.handle(Event::Exceeded { id: self.id, most }, self.circuits.origin.elapsed());
+        state.carry_out(actions, &self.refused);
+    }
+
     fn apply(&self, event: Event) {
         self.circuits.state().plan.handle(event, self.circuits.origin.elapsed());
     }
@@ -166,7 +252,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.apply(Event::Ended(self.id));
-        self.circuits.state().closing.remove(&self.id);
+        self.circuits.state().forget(self.id);
     }
 }
 
@@ -177,8 +263,9 @@ pub(crate) struct StreamUse {
 }
 
 impl StreamUse {
-    /// Reports that bytes have moved on the stream.
-    pub(crate) fn moved(&mut self) {
+    /// Reports that `bytes` may have moved on the stream.
+    pub(crate) fn moved(&mut self, bytes: usize) {
+        self.place.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         if self.reported.is_none_or(|reported| reported.elapsed() >= REPORT) {
             self.reported = Some(Instant::now());
             self.place.apply(Event::Moved(self.place.id));

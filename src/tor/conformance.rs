@@ -81,6 +81,7 @@ pub(crate) async fn all(stage: &dyn Stage) {
         a_point_passes_to_the_node_that_opened_it_last,
         streams_on_one_circuit_are_bounded,
         rendezvous_are_bounded,
+        circuits_are_shown_and_closed,
         a_point_is_lost_with_its_relay
     );
 }
@@ -418,6 +419,40 @@ pub(crate) async fn rendezvous_are_bounded(stage: &dyn Stage) {
     echoes(third.stream).await;
 }
 
+/// Open circuits are shown. One ends with its streams when too many were refused on it, and when
+/// the operator closes it.
+pub(crate) async fn circuits_are_shown_and_closed(stage: &dyn Stage) {
+    let (host, master) = (ready(stage).await, new_master());
+    let few = ServiceLimits { streams_per_circuit: 1, refusals_per_circuit: Some(2), ..few() };
+    let (limits, (streams, incoming)) = (Arc::new(ServiceGuard::fixed(few)), mpsc::channel(16));
+    let point = open(stage, &*host, &master, RelayChoice::AnyBut(BTreeSet::new()), &limits, new_keys(), streams).await;
+    serve(incoming);
+    publish(stage, &*host, &master, &[point.describe()], 0).await;
+    let address = master.service_id().address();
+    let ends = async |mut stream: BoxStream| {
+        let ended = timeout(stage.patience(), stream.read_to_end(&mut Vec::new())).await;
+        assert!(ended.is_ok(), "the stream is still open");
+    };
+    let (first, client) = visit(stage, address).await;
+    for _ in 0..2 {
+        fails(stage, "a second stream", client.dial(address, OPEN, stage.patience())).await;
+    }
+    ends(first).await;
+    assert_eq!(limits.refused.get(Refused::Abuse), 1);
+
+    let again = async || client.dial(address, OPEN, stage.patience()).await;
+    let mut second = eventually(stage, "a stream on a new circuit", again).await;
+    second.write_all(b"hello").await.unwrap();
+    second.flush().await.unwrap();
+    second.read_exact(&mut [0; 5]).await.unwrap();
+    let open = host.open_client_circuits();
+    let circuit = open.iter().find(|circuit| circuit.streams == 1).unwrap_or_else(|| panic!("{open:?}"));
+    assert!((10..1000).contains(&circuit.bytes), "{circuit:?}");
+    assert!(host.close_client_circuit(circuit.id) && !host.close_client_circuit(circuit.id));
+    ends(second).await;
+    assert!(host.open_client_circuits().iter().all(|left| left.id != circuit.id));
+}
+
 /// A node learns that the relay of its introduction point is gone.
 pub(crate) async fn a_point_is_lost_with_its_relay(stage: &dyn Stage) {
     let (host, master, limits) = (ready(stage).await, new_master(), limits());
@@ -460,6 +495,7 @@ fn few() -> ServiceLimits {
         pending_rendezvous: 16,
         open_rendezvous: 64,
         streams_per_circuit: 16,
+        refusals_per_circuit: None,
         introduction_queue: 16,
         introductions_per_second: Some((25, 200)),
     }

@@ -25,7 +25,7 @@ use crate::keys::{DiscoveryPublic, DiscoverySecret, NodeSecret};
 use crate::stream::BoxStream;
 
 pub(crate) use circuits::CircuitBounds;
-pub use circuits::{CircuitCounts, CircuitId};
+pub use circuits::{CircuitCounts, CircuitId, ExportedCircuitId, ExportedCircuitIdError, OpenCircuit};
 pub use error::TorError;
 pub use refused::{Refused, RefusedCounts};
 pub use replay::{IntroPointKeys, ReplayLog};
@@ -80,6 +80,12 @@ pub trait Engine: Send + Sync + 'static {
 
     /// How many circuits of clients of the cluster's services there are now.
     fn client_circuits(&self) -> CircuitCounts;
+
+    /// The open circuits of clients of the cluster's services.
+    fn open_client_circuits(&self) -> Vec<OpenCircuit>;
+
+    /// Closes a circuit of a client with all its streams; false if there is none with this id.
+    fn close_client_circuit(&self, id: ExportedCircuitId) -> bool;
 
     /// The current time periods, with the responsible directories and the revision clock of each.
     /// [`Engine::network_changes`] rises when the periods or the directories may have changed.
@@ -157,6 +163,9 @@ pub struct Incoming {
     pub port: u16,
     /// The circuit it came on: streams of one circuit belong to one client.
     pub circuit: CircuitId,
+    /// The id of that circuit outside of this program; `None` on the fake engine's circuits between
+    /// members.
+    pub exported: Option<ExportedCircuitId>,
     /// Accepts or rejects the stream.
     pub request: Box<dyn StreamRequest>,
 }
@@ -168,6 +177,9 @@ pub trait StreamRequest: Send {
     async fn accept(self: Box<Self>) -> Result<BoxStream, TorError>;
     /// Sends the END cell that [`Rejection`] names to the client.
     async fn reject(self: Box<Self>, why: Rejection);
+    /// Rejects the stream, because its circuit exceeds a limit, and reports that: a circuit that
+    /// does so again and again is closed ([`ServiceLimits::refusals_per_circuit`]).
+    fn refuse_excess(self: Box<Self>);
 }
 
 /// Why a stream is rejected. C tor 0.4.9 sends the same END reason in each case.
@@ -247,6 +259,9 @@ pub struct ServiceLimits {
     pub open_rendezvous: usize,
     /// Most streams open on one rendezvous circuit.
     pub streams_per_circuit: usize,
+    /// Streams refused on one circuit within a minute, because it exceeds its limits on streams, at
+    /// which the circuit is closed; `None`: it stays open.
+    pub refusals_per_circuit: Option<u32>,
     /// Length of a point's queue of introductions; the point drops what exceeds it.
     pub introduction_queue: usize,
     /// The DoS extension of ESTABLISH_INTRO: how many introductions per second the relay forwards,
@@ -260,6 +275,7 @@ impl Default for ServiceLimits {
             pending_rendezvous: 256,
             open_rendezvous: 4096,
             streams_per_circuit: 128,
+            refusals_per_circuit: None,
             introduction_queue: 256,
             introductions_per_second: None,
         }
@@ -300,7 +316,7 @@ impl ServiceGuard {
 
     /// The current bounds on clients' circuits.
     pub(crate) fn circuits(&self) -> CircuitBounds {
-        let ServiceLimits { pending_rendezvous, open_rendezvous, .. } = self.now();
-        CircuitBounds { making: pending_rendezvous.max(1), open: open_rendezvous.min(self.room) }
+        let ServiceLimits { pending_rendezvous, open_rendezvous, refusals_per_circuit: refusals, .. } = self.now();
+        CircuitBounds { making: pending_rendezvous.max(1), open: open_rendezvous.min(self.room), refusals }
     }
 }

@@ -21,6 +21,8 @@ pub enum Refused {
     GivenUp,
     /// An open circuit, closed to make room for another.
     Circuit,
+    /// An open circuit, closed because too many of its streams were refused.
+    Abuse,
     /// A stream on a circuit that is at its limit of streams.
     Stream,
     /// A stream that found the queue of incoming streams full.
@@ -93,6 +95,7 @@ impl RefusedCounts {
             (Users::Clients, Refused::Introduction) => Counter::IntroductionsOverLimit,
             (Users::Clients, Refused::GivenUp) => Counter::IntroductionsGivenUp,
             (Users::Clients, Refused::Circuit) => Counter::CircuitsEvicted,
+            (Users::Clients, Refused::Abuse) => Counter::CircuitsOverLimit,
             (Users::Clients, Refused::Stream) => Counter::CircuitStreamsOverLimit,
             (Users::Clients, Refused::Queue) => Counter::StreamsQueueFull,
             (Users::Members, Refused::Stream | Refused::Queue) => Counter::LinkStreamsOverLimit,

@@ -7,12 +7,16 @@
 //! its Tor client), [`canary`], [`newcomer`] (a node joins), [`operators`], [`upgrades`],
 //! [`later`], [`services`], [`monitors`] and parts of [`wireguard`]; in [`outages`] an outsider
 //! only observes.
+//! its Tor client), [`newcomer`] (a node joins), [`operators`], [`upgrades`], [`later`],
+//! [`services`], [`monitors`], most of [`circuits`] and parts of [`wireguard`]; in [`outages`] an
+//! outsider only observes.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 #![allow(clippy::disallowed_methods)]
 
 mod authority;
 mod away;
 mod canary;
+mod circuits;
 mod clients;
 mod copies;
 mod disks;

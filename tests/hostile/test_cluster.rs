@@ -128,14 +128,7 @@ impl TestCluster {
 
     /// Like [`TestCluster::start`], with further lines for the daemon of each name.
     pub(crate) async fn start_each(extra: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let dir = folder.path().join("alpha");
-        let store = found(Store::create(&dir).unwrap(), None, unix_now(), &mut rand::rng()).unwrap();
-        let (cluster, id) = (store.cluster(), store.node_id());
-        drop(store);
-        let mut test_cluster = Self { extra: Box::new(extra), ..Self::without_nodes(cluster, folder) };
-        test_cluster.add("alpha", id, dir).await;
-        until("alpha is published", async || test_cluster.served().await).await;
+        let mut test_cluster = Self::first_node(Box::new(extra)).await;
         let publisher = test_cluster.invite(Role::Publisher, 1).await;
         let worker = test_cluster.invite(Role::Worker, 1).await;
         let (beta, gamma) = tokio::join!(test_cluster.join("beta", &publisher), test_cluster.join("gamma", &worker));
@@ -145,6 +138,23 @@ impl TestCluster {
             test_cluster.add(name, id, dir).await;
         }
         test_cluster.healthy().await;
+        test_cluster
+    }
+
+    /// A cluster of alpha alone, which is published.
+    pub(crate) async fn start_alone(extra: String) -> Self {
+        Self::first_node(Box::new(move |_| extra.clone())).await
+    }
+
+    async fn first_node(extra: Box<dyn Fn(&str) -> String + Send + Sync>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path().join("alpha");
+        let store = found(Store::create(&dir).unwrap(), None, unix_now(), &mut rand::rng()).unwrap();
+        let (cluster, id) = (store.cluster(), store.node_id());
+        drop(store);
+        let mut test_cluster = Self { extra, ..Self::without_nodes(cluster, folder) };
+        test_cluster.add("alpha", id, dir).await;
+        until("alpha is published", async || test_cluster.served().await).await;
         test_cluster
     }
 

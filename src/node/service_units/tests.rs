@@ -131,7 +131,7 @@ async fn a_service_comes_and_goes_while_another_is_served() {
         points: watch::channel(2).1,
         health: watch::channel(HealthSettings::default()).1,
     };
-    let at = |site: std::net::SocketAddr| vec![PortTarget { port: 80, target: Target::Tcp(site) }];
+    let at = |site: std::net::SocketAddr| vec![PortTarget::new(80, Target::Tcp(site))];
     let of_first = at(site(first.name).await);
     let further: FurtherPorts = [(second.id(), at(site(second.name).await))].into();
     let (change, targets) = watch::channel(Targets { first: of_first, further: further.clone() });

@@ -116,6 +116,20 @@ fn at_most_an_eighth_of_the_streams_may_be_unused() {
     assert!((0..20).all(|number| ask(&mut plan, number, at(0)).unwrap().1.is_none()));
 }
 
+#[test]
+fn a_stream_over_the_rate_of_its_circuit_takes_no_place_from_others() {
+    let mut plan = filled(4, at(0));
+    let rate = crate::bucket::Rate::per_second(1, 1);
+    plan.bound_circuits(RateBounds { streams: Some(rate), bytes: Some(rate) });
+    let (stream, victim) = ask(&mut plan, 99, at(100)).unwrap();
+    assert!(victim.is_some());
+    assert_eq!(ask(&mut plan, 99, at(100)), Err(Action::RefuseRate));
+    assert_eq!(plan.streams.len(), MOST);
+    assert_eq!(plan.handle(Event::Carried(stream, 3), at(100)), [Action::Pause(at(2))]);
+    plan.handle(Event::Ended(stream), at(100));
+    assert_eq!(plan.handle(Event::Carried(stream, 3), at(100)), []);
+}
+
 /// A step of the clients; a number is a circuit, a stream or a time in seconds.
 #[derive(Debug, Clone)]
 enum Step {
@@ -159,6 +173,7 @@ proptest! {
                     Action::Close(id) => prop_assert!(open.remove(&id)),
                     Action::RefuseShare => prop_assert!(open.len() * 4 > most * 3),
                     Action::RefuseFull => prop_assert_eq!(open.len(), most),
+                    Action::RefuseRate | Action::Pause(_) => prop_assert!(false, "nothing bounds a circuit"),
                 }
             }
             prop_assert!(open.len() <= most);

@@ -17,8 +17,8 @@ use rustbalance_gossip::record::PeriodId;
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    Bootstrap, CircuitCounts, Directory, Engine, Incoming, IntroRequest, Listening, OpenIntroPoint, OwnService, Period,
-    TorError, Visit, VisitError,
+    Bootstrap, CircuitCounts, Directory, Engine, ExportedCircuitId, Incoming, IntroRequest, Listening, OpenCircuit,
+    OpenIntroPoint, OwnService, Period, TorError, Visit, VisitError,
 };
 use crate::keys::DiscoverySecret;
 use crate::stream::BoxStream;
@@ -111,6 +111,14 @@ impl Engine for ArtiEngine {
 
     fn client_circuits(&self) -> CircuitCounts {
         self.shared.circuits.counts()
+    }
+
+    fn open_client_circuits(&self) -> Vec<OpenCircuit> {
+        self.shared.circuits.open()
+    }
+
+    fn close_client_circuit(&self, id: ExportedCircuitId) -> bool {
+        self.shared.circuits.close(id)
     }
 
     async fn publication(&self, service: ServiceId) -> Result<Vec<Period>, TorError> {

@@ -32,7 +32,7 @@ use crate::tor::{Incoming, Listening, OwnService, RefusedCounts, TorError};
 const MOST_CIRCUITS: usize = 1024;
 
 /// Open circuits and circuits in the making have the same bound.
-const BOUNDS: CircuitBounds = CircuitBounds { making: MOST_CIRCUITS, open: MOST_CIRCUITS };
+const BOUNDS: CircuitBounds = CircuitBounds { making: MOST_CIRCUITS, open: MOST_CIRCUITS, refusals: None };
 
 /// `tor-hsservice` does not expose a member's rendezvous point, so all have this one.
 const ANY_RENDEZVOUS_POINT: RendezvousPoint = RendezvousPoint { relay: [0; 20], listed: true };
@@ -169,7 +169,7 @@ impl OwnServiceTask {
 
     async fn serve(&self, request: RendRequest, place: Arc<Place>) {
         match timeout(ACCEPT_LIMIT, request.accept()).await {
-            Ok(Ok(_)) if !place.met(&self.refused) => {
+            Ok(Ok(_)) if !place.met() => {
                 tracing::debug!(most = MOST_CIRCUITS, "refused a circuit to the node's own service: no place is free");
             }
             Ok(Ok(requests)) => {

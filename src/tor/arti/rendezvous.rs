@@ -5,7 +5,7 @@
 //! sent, because the client's first BEGIN may follow at once. The circuit is served as long as it
 //! is used, even if the introduction point is lost.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use tokio::sync::mpsc;
@@ -52,7 +52,7 @@ pub(super) fn answer(
     async move {
         let Some((tunnel, requests)) = meeting.await else { return };
         let _ends_with_us = Terminating(tunnel);
-        if !place.met(&limits.refused) {
+        if !place.met() {
             return tracing::debug!("met a client, but there is no room for its circuit");
         }
         let after = arrived.elapsed();
@@ -71,12 +71,13 @@ async fn meet_in_time(
     place: Arc<Place>,
 ) -> Option<(ServiceOnionServiceDataTunnel, impl futures::Stream<Item = IncomingStream> + use<>)> {
     let counters = Arc::clone(&limits.refused.service);
+    let filter = StreamCap { limits, place: Arc::downgrade(&place) };
     let made = tokio::select! {
         () = place.closed().cancelled() => {
             tracing::debug!("gave up a client before it was met, to make room for another");
             return None;
         }
-        made = timeout(MEETING_LIMIT, meet(&shared, introduction, StreamCap { limits }, &place)) => made,
+        made = timeout(MEETING_LIMIT, meet(&shared, introduction, filter, &place)) => made,
     };
     let made =
         made.unwrap_or_else(|_| Err(TorError::Timeout { what: "meeting a client".into(), limit: MEETING_LIMIT }));
@@ -190,6 +191,8 @@ async fn circuit(
 /// allocated for the stream.
 struct StreamCap {
     limits: Arc<ServiceGuard>,
+    /// Weak, because the circuit holds the filter, and its place must not outlive its task.
+    place: Weak<Place>,
 }
 
 impl IncomingStreamRequestFilter for StreamCap {
@@ -202,6 +205,9 @@ impl IncomingStreamRequestFilter for StreamCap {
             return Ok(IncomingStreamRequestDisposition::Accept);
         }
         self.limits.refused.count(Refused::Stream);
+        if let Some(place) = self.place.upgrade() {
+            place.exceeded();
+        }
         let end = End::new_with_reason(EndReason::DONE);
         Ok(IncomingStreamRequestDisposition::RejectRequest(end))
     }

@@ -98,7 +98,7 @@ pub(super) async fn serve<P: Pending>(
             request.reject(Rejection::Unavailable).await;
             continue;
         };
-        match streams.try_send(Incoming { port, circuit: place.id(), request }) {
+        match streams.try_send(Incoming { port, circuit: place.id(), exported: Some(place.exported()), request }) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Full(incoming)) => {
                 refused.count(Refused::Queue);
@@ -162,6 +162,10 @@ impl<P: Pending> StreamRequest for Request<P> {
             refuse(pending, why).await;
         }
     }
+
+    fn refuse_excess(self: Box<Self>) {
+        self.place.exceeded();
+    }
 }
 
 /// A stream over Tor that ends as a TCP stream would.
@@ -186,9 +190,9 @@ impl TorStream {
         Self { inner, ended: false, closed: false, hold }
     }
 
-    fn moved(&mut self) {
+    fn moved(&mut self, bytes: usize) {
         if let Some(hold) = &mut self.hold {
-            hold.moved();
+            hold.moved(bytes);
         }
     }
 }
@@ -207,8 +211,9 @@ impl AsyncRead for TorStream {
         let before = buf.filled().len();
         match ready!(AsyncRead::poll_read(Pin::new(&mut self.inner), cx, buf)) {
             Ok(()) => {
-                self.ended = buf.filled().len() == before;
-                self.moved();
+                let read = buf.filled().len() - before;
+                self.ended = read == 0;
+                self.moved(read);
             }
             Err(error) if self.closed || is_plain_end(&error) => self.ended = true,
             Err(error) => return Poll::Ready(Err(error)),
@@ -220,7 +225,7 @@ impl AsyncRead for TorStream {
 impl AsyncWrite for TorStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let written = ready!(AsyncWrite::poll_write(Pin::new(&mut self.inner), cx, data));
-        self.moved();
+        self.moved(written.as_ref().map_or(0, |written| *written));
         Poll::Ready(written)
     }
 
@@ -268,10 +273,10 @@ mod tests {
 
     /// The place of an open circuit.
     fn place() -> Arc<Place> {
-        let (bounds, refused) = (CircuitBounds { making: 1, open: 1 }, RefusedCounts::default());
+        let (bounds, refused) = (CircuitBounds { making: 1, open: 1, refusals: None }, RefusedCounts::default());
         let at = RendezvousPoint { relay: [1; 20], listed: true };
         let place = Arc::<Circuits>::default().introduce(at, bounds, &refused).unwrap();
-        assert!(place.met(&refused));
+        assert!(place.met());
         Arc::new(place)
     }
 

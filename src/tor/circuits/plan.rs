@@ -20,6 +20,8 @@
 //!    replaces the first circuit found in this order: one on which no byte has moved yet; one
 //!    without a stream; any other. Within each group the longest idle goes first, and a circuit
 //!    idle for less than [`PATIENCE`] is never replaced.
+//! 4. **Refused streams.** If the operator has set a number, an open circuit on which that many
+//!    streams were refused within [`REFUSALS_PERIOD`] because it exceeds a limit is closed.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -51,6 +53,9 @@ const IDLE: Duration = Duration::from_secs(15 * 60);
 /// Longest interval between two checks of a circuit with open streams.
 const LOOK: Duration = Duration::from_secs(60);
 
+/// Period in which the refused streams of a circuit are counted.
+const REFUSALS_PERIOD: Duration = Duration::from_secs(60);
+
 /// The relay at which a client waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct RendezvousPoint {
@@ -67,6 +72,9 @@ pub(crate) struct CircuitBounds {
     pub(crate) making: usize,
     /// Most circuits open at once.
     pub(crate) open: usize,
+    /// Streams that are refused on one circuit within a minute before it is closed; `None`: it
+    /// stays open.
+    pub(crate) refusals: Option<u32>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +89,9 @@ pub(super) enum Event {
     Moved(CircuitId),
     /// An accepted stream has ended.
     Released(CircuitId),
+    /// A stream was refused because its circuit exceeds a limit; `most` is the number at which the
+    /// circuit is closed.
+    Exceeded { id: CircuitId, most: u32 },
     /// The circuit is closed, or its building has failed.
     Ended(CircuitId),
 }
@@ -95,6 +106,8 @@ pub(super) enum Action {
     GiveUp(CircuitId),
     /// Close this open circuit.
     Close(CircuitId),
+    /// Close this open circuit: too many of its streams were refused.
+    CloseForRefusals(CircuitId),
 }
 
 #[derive(Debug)]
@@ -107,6 +120,7 @@ struct Making {
 
 #[derive(Debug)]
 struct Open {
+    since: Duration,
     /// Whether a stream was ever accepted.
     accepted: bool,
     streams: usize,
@@ -118,6 +132,8 @@ struct Open {
     /// Last time the circuit was opened or bytes moved on it. Opening streams does not count, so a
     /// client cannot hold a place by streams that carry nothing.
     moved: Duration,
+    /// Streams refused since the time, at most [`REFUSALS_PERIOD`] ago when the next one counts.
+    refusals: (u32, Duration),
 }
 
 /// The circuits to one kind of service, with the rules of this module.
@@ -142,6 +158,7 @@ impl CircuitPlan {
                 open.kept = now;
                 open.streams = open.streams.saturating_sub(1);
             }),
+            Event::Exceeded { id, most } => return self.exceeded(id, most, now),
             Event::Moved(id) => self.note(id, |open| (open.used, open.moved) = (true, now)),
             Event::Ended(id) => {
                 self.making.remove(&id);
@@ -154,6 +171,11 @@ impl CircuitPlan {
     /// How many circuits there are now.
     pub(super) fn counts(&self) -> CircuitCounts {
         CircuitCounts { making: self.making.len(), open: self.open.len() }
+    }
+
+    /// The open circuits, each with the time at which its client was met and its open streams.
+    pub(super) fn open(&self) -> impl Iterator<Item = (CircuitId, Duration, usize)> {
+        self.open.iter().map(|(id, open)| (*id, open.since, open.streams))
     }
 
     /// How long this open circuit may stay open if nothing happens.
@@ -206,8 +228,23 @@ impl CircuitPlan {
             self.open.remove(&victim);
             actions.push(Action::Close(victim));
         }
-        self.open.insert(id, Open { accepted: false, streams: 0, kept: now, used: false, moved: now });
+        let (accepted, used) = (false, false);
+        let open = Open { since: now, accepted, streams: 0, kept: now, used, moved: now, refusals: (0, now) };
+        self.open.insert(id, open);
         actions
+    }
+
+    fn exceeded(&mut self, id: CircuitId, most: u32, now: Duration) -> Vec<Action> {
+        let Some(open) = self.open.get_mut(&id) else { return Vec::new() };
+        if now >= open.refusals.1 + REFUSALS_PERIOD {
+            open.refusals = (0, now);
+        }
+        open.refusals.0 += 1;
+        if open.refusals.0 < most {
+            return Vec::new();
+        }
+        self.open.remove(&id);
+        vec![Action::CloseForRefusals(id)]
     }
 
     fn note(&mut self, id: CircuitId, change: impl FnOnce(&mut Open)) {

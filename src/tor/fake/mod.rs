@@ -31,8 +31,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::circuits::{ATTEMPT_LIMIT, Place, RendezvousPoint};
 use super::descriptor::DescriptorParameters;
 use super::{
-    Bootstrap, CircuitCounts, Directory, Engine, Incoming, IntroRequest, Listening, OpenIntroPoint, OwnService, Period,
-    Refused, TorError, Visit, VisitError,
+    Bootstrap, CircuitCounts, Directory, Engine, ExportedCircuitId, Incoming, IntroRequest, Listening, OpenCircuit,
+    OpenIntroPoint, OwnService, Period, Refused, TorError, Visit, VisitError,
 };
 use crate::counters::add_one;
 use crate::keys::{DiscoveryPublic, DiscoverySecret};
@@ -331,7 +331,7 @@ impl FakeEngine {
         add_one(&refused.service.introductions);
         let arrived = Instant::now();
         path.pass().await;
-        if !place.met(refused) {
+        if !place.met() {
             return std::future::pending().await;
         }
         refused.service.rendezvous_time.observe(arrived.elapsed());
@@ -445,6 +445,14 @@ impl Engine for FakeEngine {
 
     fn client_circuits(&self) -> CircuitCounts {
         self.node.circuits.counts()
+    }
+
+    fn open_client_circuits(&self) -> Vec<OpenCircuit> {
+        self.node.circuits.open()
+    }
+
+    fn close_client_circuit(&self, id: ExportedCircuitId) -> bool {
+        self.node.circuits.close(id)
     }
 
     async fn publication(&self, service: ServiceId) -> Result<Vec<Period>, TorError> {

@@ -116,14 +116,18 @@ impl Circuit {
         let most = self.limits.as_ref().map_or(usize::MAX, |limits| limits.now().streams_per_circuit);
         let Some(open) = self.open_streams.take(most) else {
             self.count();
+            if let Some(place) = &self.place {
+                place.exceeded();
+            }
             return Err(StreamRefused::Rejected);
         };
         let (client, client_end) = duplex(WINDOW);
         let (server, server_end) = duplex(WINDOW);
         let (answer, answered) = oneshot::channel();
-        let request = Box::new(Request { answer, stream: server });
+        let request = Box::new(Request { answer, stream: server, place: self.place.clone() });
         let circuit = self.place.as_ref().map_or(CircuitId(0), |place| place.id());
-        self.streams.try_send(Incoming { port, circuit, request }).map_err(|_| {
+        let exported = self.place.as_ref().map(|place| place.exported());
+        self.streams.try_send(Incoming { port, circuit, exported, request }).map_err(|_| {
             self.count();
             StreamRefused::Rejected
         })?;
@@ -186,7 +190,7 @@ async fn one_way(
             return Ok(());
         }
         if let Some(kept) = kept.lock().as_mut() {
-            kept.moved();
+            kept.moved(length);
         }
         to.write_all(&chunk[..length]).await?;
     }
@@ -196,6 +200,7 @@ async fn one_way(
 struct Request {
     answer: oneshot::Sender<()>,
     stream: DuplexStream,
+    place: Option<Arc<Place>>,
 }
 
 #[async_trait]
@@ -210,4 +215,10 @@ impl StreamRequest for Request {
     }
 
     async fn reject(self: Box<Self>, _why: Rejection) {}
+
+    fn refuse_excess(self: Box<Self>) {
+        if let Some(place) = &self.place {
+            place.exceeded();
+        }
+    }
 }

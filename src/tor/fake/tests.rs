@@ -61,6 +61,7 @@ conforms!(
     a_point_passes_to_the_node_that_opened_it_last,
     streams_on_one_circuit_are_bounded,
     rendezvous_are_bounded,
+    circuits_are_shown_and_closed,
     a_point_is_lost_with_its_relay,
 );
 
@@ -77,6 +78,7 @@ pub(crate) fn limits() -> Arc<ServiceGuard> {
         pending_rendezvous: 8,
         open_rendezvous: 8,
         streams_per_circuit: 8,
+        refusals_per_circuit: None,
         introduction_queue: 8,
         introductions_per_second: None,
     }))

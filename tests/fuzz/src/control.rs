@@ -8,10 +8,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rustbalance::control::{
     AlarmStatus, Bootstrap, CanaryDirectoryState, CanaryDirectoryStatus, CanaryPointState, CanaryPointStatus,
-    CanaryRepairStatus, CanaryRunStatus, CanaryStatus, Handler, IntroPointStatus, InvitationState, InvitationStatus,
-    LinkStatus, MemberStatus, OtherPublisherStatus, PortStatus, PublicationStatus, PublishedPeriodStatus,
-    PublishedPointStatus, PublisherStatus, Request, Response, SOCKET_NAME, StandInStatus, Status, TrafficStatus,
-    UsageStatus, WireguardPeerStatus, WireguardStatus, WireguardSwitch, bind, call, serve,
+    CanaryRepairStatus, CanaryRunStatus, CanaryStatus, CircuitList, Handler, IntroPointStatus, InvitationState,
+    InvitationStatus, LinkStatus, MemberStatus, OtherPublisherStatus, PortStatus, PublicationStatus,
+    PublishedPeriodStatus, PublishedPointStatus, PublisherStatus, Request, Response, SOCKET_NAME, StandInStatus,
+    Status, TrafficStatus, UsageStatus, WireguardPeerStatus, WireguardStatus, WireguardSwitch, bind, call, serve,
 };
 use rustbalance_gossip::record::Role;
 use rustbalance_gossip::view::Condition;
@@ -92,6 +92,9 @@ pub(crate) fn request_seeds() -> Vec<Seed> {
         Seed::good("reload", line(&Request::Reload {})),
         Seed::good("canary", line(&Request::Canary {})),
         Seed::good("recent-log", line(&Request::RecentLog {})),
+        Seed::good("circuits", line(&Request::Circuits {})),
+        Seed::good("kill-circuit", &b"{\"request\":\"kill_circuit\",\"circuit\":\"0x12ab34cd\"}\n"[..]),
+        Seed::bad("kill-no-circuit", &b"{\"request\":\"kill_circuit\",\"circuit\":\"::1\"}\n"[..]),
         Seed::good("evict", line(&Request::Evict { node: node.parse().unwrap() })),
         Seed::bad("evict-whom", &b"{\"request\":\"evict\",\"node\":\"abc\"}\n"[..]),
         Seed::bad("no-end", &b"{\"request\":\"status\"}"[..]),
@@ -159,6 +162,7 @@ pub(crate) fn status_seeds() -> Vec<Seed> {
             line(&Response::Invited { master, token, id: "00".into(), expires: 1_800_000_000, note: None }),
         ),
         Seed::good("canary", line(&Response::Canary { services: canary().services })),
+        Seed::good("circuits", line(&Response::Circuits(CircuitList::default()))),
         Seed::good("done", line(&Response::done("it is done"))),
         Seed::good(
             "reloaded",

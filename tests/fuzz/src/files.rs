@@ -76,7 +76,7 @@ pub(crate) fn config(bytes: &[u8]) -> bool {
 
 fn within_bounds(config: &Config) {
     assert!((1..=64).contains(&config.ports.len()));
-    for (at, PortTarget { port, target }) in config.ports.iter().enumerate() {
+    for (at, PortTarget { port, target, .. }) in config.ports.iter().enumerate() {
         assert!(config::check_virtual_port(*port).is_ok());
         assert!(config.ports[..at].iter().all(|other| other.port != *port));
         if let Target::Tcp(address) = target {
@@ -91,14 +91,17 @@ fn within_bounds(config: &Config) {
     if let Some((rate, burst)) = config.service.introductions_per_second {
         assert!(rate > 0 && burst >= rate);
     }
+    if let Some((rate, burst)) = config.proxy.circuit_streams_per_second {
+        assert!(rate > 0 && burst > 0);
+    }
+    assert!(config.proxy.circuit_bytes_per_second.is_none_or(|bytes| bytes >= 16_384));
     config.arti.parse::<toml::Table>().unwrap();
 }
 
 pub(crate) fn config_seeds() -> Vec<Seed> {
     let dir = scratch();
     let ports = ["127.0.0.1:8080", "[::1]:8443", "unix:/run/a \"b\".sock"];
-    let ports =
-        ports.iter().zip([80, 443, 22]).map(|(target, port)| PortTarget { port, target: target.parse().unwrap() });
+    let ports = ports.iter().zip([80, 443, 22]).map(|(target, port)| PortTarget::new(port, target.parse().unwrap()));
     let (ports, arti) = (ports.collect(), Some(ARTI.into()));
     let initial = Initial { ports, unserved: vec![22], arti, ..Initial::default() };
     Config::write_initial(dir.path(), &initial).unwrap();
@@ -127,6 +130,14 @@ pub(crate) fn config_seeds() -> Vec<Seed> {
             with("[wireguard]\nenabled = true\nlisten = \"10.0.0.7\"\nendpoints = [\"203.0.113.7:9\"]"),
         ),
         Seed::bad("wireguard-listen", with("[wireguard]\nlisten = [\"10.0.0.7:1\", \"10.0.0.8:1\"]")),
+        Seed::good(
+            "circuits",
+            format!(
+                "{port}proxy_protocol = \"v1\"\n[limits]\ncircuit_streams_per_second = 5\ncircuit_streams_burst = 9\n\
+                 circuit_bytes_per_second = 20000\ncircuit_refusals = 7\n"
+            ),
+        ),
+        Seed::bad("circuits-burst", with("[limits]\ncircuit_streams_burst = 9")),
         Seed::bad("not-utf8", &b"[node]\n# \xff\n"[..]),
     ]
 }

@@ -25,7 +25,7 @@ fn introduce(
     (making, open): (usize, usize),
     now: Duration,
 ) -> Option<(CircuitId, Option<CircuitId>)> {
-    let bounds = CircuitBounds { making, open };
+    let bounds = CircuitBounds { making, open, refusals: None };
     match *plan.handle(Event::Introduced { at: from, bounds }, now).as_slice() {
         [Action::Make(id)] => Some((id, None)),
         [Action::GiveUp(victim), Action::Make(id)] => Some((id, Some(victim))),
@@ -42,6 +42,21 @@ fn meet(plan: &mut CircuitPlan, most: usize, now: Duration) -> Option<(CircuitId
         [Action::Close(victim)] => Some((id, Some(victim))),
         ref other => panic!("not an answer: {other:?}"),
     }
+}
+
+#[test]
+fn a_circuit_whose_streams_are_refused_again_and_again_is_closed() {
+    let mut plan = CircuitPlan::default();
+    let [(hog, _), (other, _)] = [0, 0].map(|now| meet(&mut plan, 9, at(now)).unwrap());
+    let exceeded = |plan: &mut CircuitPlan, id, now| plan.handle(Event::Exceeded { id, most: 3 }, at(now));
+    // Two in each minute are too few.
+    for now in [1, 2, 61, 62, 121, 122] {
+        assert_eq!(exceeded(&mut plan, hog, now), [], "{now}");
+    }
+    assert_eq!(exceeded(&mut plan, other, 122), []);
+    assert_eq!(exceeded(&mut plan, hog, 123), [Action::CloseForRefusals(hog)]);
+    assert_eq!(exceeded(&mut plan, hog, 123), [], "it is closed");
+    assert_eq!(plan.open().collect::<Vec<_>>(), [(other, at(0), 0)]);
 }
 
 #[test]
@@ -158,7 +173,7 @@ proptest! {
         let mut now = Duration::ZERO;
         for step in steps {
             let (before_making, before_open) = (plan.making.len(), plan.open.len());
-            let bounds = CircuitBounds { making, open };
+            let bounds = CircuitBounds { making, open, refusals: None };
             let event = match step {
                 Step::Introduce(relay) => Event::Introduced { at: listed(relay), bounds },
                 Step::MadeUp(relay) => Event::Introduced { at: made_up(relay), bounds },
