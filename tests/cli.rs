@@ -154,11 +154,15 @@ fn commands_for_a_daemon_that_does_not_run_have_exit_code_3() {
         &["acknowledge", "abcd1234"],
         &["wireguard", "status"],
         &["wireguard", "off"],
+        &["circuit", "list"],
+        &["circuit", "kill", "fc00:dead:beef:4dad::12ab:34cd"],
     ] {
         let done = run(&dir, command);
         assert_eq!(done.code, 3, "{command:?}: {}", done.err);
         assert_eq!(done.err, format!("error: no daemon runs in {}: start it with `rustbalance run`\n", dir.display()),);
     }
+    let done = run(&dir, &["circuit", "kill", "203.0.113.7"]);
+    assert!(done.code == 2 && done.err.contains("\"203.0.113.7\" does not name a circuit"), "{}", done.err);
     assert!(!dir.exists());
 }
 
