@@ -155,11 +155,17 @@ impl PortTarget {
     /// and sends the header that the target expects. The caller bounds the time.
     pub async fn connect(&self, circuit: Option<ExportedCircuitId>) -> io::Result<BoxStream> {
         let mut stream = self.target.connect().await?;
+        self.send_header(&mut stream, circuit).await?;
+        Ok(stream)
+    }
+
+    /// Sends the header that the target expects at the beginning of a connection, if it does.
+    async fn send_header(&self, stream: &mut BoxStream, circuit: Option<ExportedCircuitId>) -> io::Result<()> {
         if let Some(protocol) = self.proxy_protocol {
             stream.write_all(&protocol.header(circuit, self.port)?).await?;
             stream.flush().await?;
         }
-        Ok(stream)
+        Ok(())
     }
 }
 
