@@ -123,6 +123,7 @@
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 
 pub mod backoff;
+pub mod backup;
 pub mod balance;
 pub mod blocking;
 pub mod bucket;

@@ -10,6 +10,9 @@ use std::path::Path;
 
 use assert_cmd::Command;
 
+#[path = "cli/backup.rs"]
+mod backup;
+
 const DUCK: &str = "duckduckgogg42xjoc72x3sjasowoarfbgcmvfimaftt6twagswzczad.onion";
 
 /// The result of a command.
@@ -79,6 +82,8 @@ fn help_names_every_command() {
         "vanity",
         "wireguard",
         "circuit",
+        "backup",
+        "restore",
     ] {
         assert!(done.out.contains(&format!("\n  {command} ")), "{command} is not in\n{}", done.out);
         assert_eq!(run(home.path(), &[command, "--help"]).code, 0);
@@ -106,6 +111,9 @@ fn wrong_usage_has_exit_code_2() {
         &["init", "--wireguard=0.0.0.0:7440"],
         &["init", "--wireguard=10.0.0.1,10.0.0.2"],
         &["wireguard"],
+        &["restore"],
+        &["backup", "--inspect"],
+        &["backup", "--work-factor", "30"],
     ] {
         let done = run(home.path(), wrong);
         assert_eq!(done.code, 2, "{wrong:?}: {}", done.err);

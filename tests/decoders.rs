@@ -221,6 +221,6 @@ macro_rules! survive_changes {
 }
 
 survive_changes! {
-    chain config control descriptor discovery endpoint frame gossip handshake import introduction join mesh points record state
+    backup chain config control descriptor discovery endpoint frame gossip handshake import introduction join mesh points record state
     status text token view wireguard
 }

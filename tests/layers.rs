@@ -56,6 +56,7 @@ const DAEMON: Floors = &[
     ("wireguard", 3),
     ("config", 4),
     ("metrics", 4),
+    ("backup", 5),
     ("node", 5),
     ("cli", 6),
 ];

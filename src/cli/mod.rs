@@ -21,6 +21,7 @@ use crate::shell;
 
 mod acknowledge;
 mod ask;
+mod backup;
 mod bugreport;
 mod canary;
 mod canary_view;
@@ -33,8 +34,10 @@ mod invite;
 mod join;
 mod leave;
 mod output;
+mod passphrase;
 mod progress;
 mod reload;
+mod restore;
 mod resume;
 mod run;
 mod runtime;
@@ -137,6 +140,10 @@ enum Command {
     Verify(verify::Options),
     /// Show or switch the faster route between nodes that know each other's addresses
     Wireguard(wireguard::Options),
+    /// Write this node to one encrypted file, or show what such a file holds
+    Backup(backup::Options),
+    /// Make the node of a backup on this machine
+    Restore(restore::Options),
     /// End an alarm that more nodes have received the address's key than you wanted
     Acknowledge(acknowledge::Options),
 }
@@ -227,6 +234,8 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Circuit(options) => runtime::run(circuit::execute(&context, options)),
         Command::Vanity(options) => runtime::run(vanity::execute(&context, options)),
         Command::Wireguard(options) => runtime::run(wireguard::execute(&context, options)),
+        Command::Backup(options) => runtime::run(backup::execute(&context, options)),
+        Command::Restore(options) => runtime::run(restore::execute(&context, options)),
         Command::Acknowledge(options) => runtime::run(acknowledge::execute(&context, options)),
     };
     done.map(|()| ExitCode::SUCCESS)

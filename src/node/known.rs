@@ -45,6 +45,7 @@ pub(super) fn settings(
     let ClusterConfig { heartbeat, lease_ttl, .. } = live.at_start().cluster;
     let mut settings = Settings::new(boot.number, boot.instance, store.term()?);
     settings.preferences = preferences(&live.announced().borrow(), authority.map(outage_secret));
+    settings.restored = store.restored()?.is_some();
     settings.subprotocols = subprotocols::granted();
     settings.patience = Patience { interval: heartbeat, least: heartbeat * 5, most: heartbeat * 20 };
     settings.timing = Timing { ttl: lease_ttl, ..Timing::default() };

@@ -47,6 +47,7 @@ mod invitations;
 mod known;
 mod mesh_part;
 mod metrics;
+mod older_self;
 mod own_service;
 mod parts;
 mod preflight;
@@ -93,6 +94,10 @@ pub enum NodeError {
     /// a new Tor client. Contains the reason.
     #[error("clients do not get through to this node, and a new Tor client may help: {0}")]
     Unreachable(String),
+    /// This node was restored, and the machine that its backup was made on runs or may run.
+    /// Contains what to do.
+    #[error("{0}")]
+    OlderSelf(String),
     /// The introduction points' keys cannot be used. Contains the reason.
     #[error("cannot keep introduction points: {0}")]
     IntroPoints(String),
@@ -106,7 +111,7 @@ impl NodeError {
     pub fn is_permanent(&self) -> bool {
         match self {
             Self::Config(error) => error.is_permanent(),
-            Self::Excluded(_) | Self::Preflight(_) => true,
+            Self::Excluded(_) | Self::OlderSelf(_) | Self::Preflight(_) => true,
             Self::Tor(error) => matches!(error, TorError::Config(..) | TorError::Files(_)),
             Self::Control(error) => matches!(error, ControlError::PathTooLong(_)),
             Self::Store(error) => error.is_permanent(),
@@ -198,6 +203,15 @@ async fn run_parts(
     if !ready {
         return Ok(());
     }
+    let heartbeat = live.at_start().cluster.heartbeat;
+    let silent = tokio::select! {
+        silent = older_self::await_silence(&*engine, &store, heartbeat, stop) => silent?,
+        error = parts.first_end() => return Err(error),
+    };
+    if !silent {
+        return Ok(());
+    }
+    parts.spawn("memory of the restore", older_self::forget(Arc::clone(&store), heartbeat));
     parts::start(engine, store, live, daemon, parts).await?;
     let ended = stop.run_until_cancelled(parts.first_end()).await;
     let Some(error) = ended else { return Ok(()) };

@@ -63,6 +63,13 @@ impl Exposed {
         }
     }
 
+    /// Checks a file whose only owner and reader must be the user `owner`.
+    pub(super) fn of_one(path: &Path, metadata: &Metadata, owner: u32) -> Result<(), StoreError> {
+        let mut exposed = Self { me: owner, ..Self::none(path) };
+        exposed.look(path, metadata, 0o077, &[owner]);
+        exposed.verdict()
+    }
+
     fn verdict(self) -> Result<(), StoreError> {
         if self.foreign.is_empty() && self.open.is_empty() { Ok(()) } else { Err(StoreError::Exposed(Box::new(self))) }
     }

@@ -1,4 +1,4 @@
-//! A state directory that `init` or `join` is creating.
+//! A state directory that `init`, `join` or `restore` is creating.
 //!
 //! `pending` is written first and records which command was begun. `membership` is written last and
 //! marks the directory as complete; then `pending` is removed. After a crash in between,
@@ -31,6 +31,8 @@ pub enum SetupCommand {
     Init,
     /// `join`: a further node of an existing cluster.
     Join,
+    /// `restore`: a node from its backup.
+    Restore,
 }
 
 /// The command that was begun, and its cluster.
@@ -45,6 +47,7 @@ impl Pending {
         match self.beginning {
             SetupCommand::Init => "an init",
             SetupCommand::Join => "a join",
+            SetupCommand::Restore => "a restore",
         }
     }
 
@@ -52,7 +55,12 @@ impl Pending {
         match self.beginning {
             SetupCommand::Init => "init".into(),
             SetupCommand::Join => format!("join {}", self.cluster),
+            SetupCommand::Restore => "restore FILE".into(),
         }
+    }
+
+    pub(super) fn is_restore(self) -> bool {
+        self.beginning == SetupCommand::Restore
     }
 
     pub(super) fn unfinished(self, dir: &Path) -> StoreError {
@@ -162,15 +170,20 @@ impl Draft {
     /// different command, and fails if they include a key of a service.
     pub fn begin(&mut self, beginning: SetupCommand, cluster: ClusterId) -> Result<(), StoreError> {
         let wanted = Pending { beginning, cluster };
-        if self.pending == Some(wanted) {
+        if self.pending == Some(wanted) && beginning != SetupCommand::Restore {
             return Ok(());
         }
-        if self.pending.is_some() {
-            self.clear()?;
+        if let Some(pending) = self.pending {
+            match (pending.beginning, beginning) {
+                (SetupCommand::Restore, SetupCommand::Restore) => self.clear_restored()?,
+                (SetupCommand::Restore, _) => return Err(pending.unfinished(&self.dir)),
+                _ => self.clear()?,
+            }
         }
         let text = match beginning {
             SetupCommand::Init => "founding\n",
             SetupCommand::Join => "joining\n",
+            SetupCommand::Restore => "restoring\n",
         };
         file::replace(&self.path(Kind::Version), &version::encode(VERSION, cluster))?;
         write(&OwnedFolder::of_cluster(&self.dir, cluster), Kind::Pending, text.as_bytes())?;
@@ -265,6 +278,27 @@ impl Draft {
         service::clear(&self.dir)
     }
 
+    /// Removes what an unfinished restore has written, its keys too: they are in the backup. Must
+    /// not be called for another command.
+    pub(super) fn clear_restored(&self) -> Result<(), StoreError> {
+        file::remove(&self.path(Kind::Membership))?;
+        for key in service::keys(&self.dir)? {
+            file::remove(&key)?;
+        }
+        self.clear()
+    }
+
+    /// Migrates and checks the files of a restored node, whose `membership` is written.
+    pub(super) fn check_restored(&self) -> Result<(), StoreError> {
+        migrations::run(&self.dir)?;
+        Store::read(&self.dir, None)?.check()
+    }
+
+    /// Opens the store of a restored node.
+    pub(super) fn open_restored(self) -> Result<Store, StoreError> {
+        Store::load(&self.dir, self.lock)
+    }
+
     fn path(&self, kind: Kind) -> PathBuf {
         self.dir.join(kind.name())
     }
@@ -285,7 +319,8 @@ pub(super) fn read_pending(dir: &Path) -> Result<Option<Pending>, StoreError> {
     let beginning = match payload.as_slice() {
         b"founding\n" => SetupCommand::Init,
         b"joining\n" => SetupCommand::Join,
-        _ => return Err(StoreError::content(&path, Kind::Pending, "it names neither an init nor a join")),
+        b"restoring\n" => SetupCommand::Restore,
+        _ => return Err(StoreError::content(&path, Kind::Pending, "it names neither an init, a join nor a restore")),
     };
     Ok(Some(Pending { beginning, cluster: cluster.into() }))
 }

@@ -1,6 +1,7 @@
 //! Errors of the state directory, each with a way out. An operation that fails with one of them has
 //! not changed an existing file, and no error contains a byte of a file's payload.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -66,6 +67,18 @@ pub enum StoreError {
         doing: &'static str,
         /// The arguments of `rustbalance` that finish it.
         command: String,
+    },
+    /// A node was to be restored to a directory that is not empty.
+    #[error(
+        "{} holds {found:?} already, and a node is restored to an empty directory only: move that directory away, or \
+         choose another one with --dir",
+        dir.display()
+    )]
+    NotEmpty {
+        /// The state directory.
+        dir: PathBuf,
+        /// The name of something in it.
+        found: OsString,
     },
     /// Another process has locked the directory.
     #[error(

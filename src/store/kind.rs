@@ -185,6 +185,14 @@ kinds! {
         absent: IfAbsent::Default,
         ..row("wireguard.key", "Remove it: the node makes a new key, and announces it.")
     };
+    /// `restored`: exists from a restore until the node has run for a while; see
+    /// [`RestoredMark`](super::RestoredMark).
+    Restored = KindProperties {
+        since: 2,
+        format: 2,
+        absent: IfAbsent::Default,
+        ..row("restored", "Remove it if the machine that the backup was made on is off for good.")
+    };
     /// `services/<address>/identity.key`: the expanded identity key of the service.
     IdentityKey = KindProperties {
         place: Place::Service,
@@ -254,6 +262,13 @@ impl Kind {
             (None, Some(first)) if row.absent != IfAbsent::Default => first().map(|first| Some(Zeroizing::new(first))),
             (brought, _) => Ok(brought),
         }
+    }
+
+    /// True if a backup contains files of this kind. It leaves out what a restored node must not
+    /// have twice: keys whose use is remembered by others (introduction points with their replay
+    /// logs, WireGuard), which the node makes again.
+    pub(super) fn is_backed_up(self) -> bool {
+        !matches!(self, Self::Pending | Self::Restored | Self::WireguardKey | Self::IntroPoint)
     }
 
     /// True if the presence of this file shows that the directory holds a node, complete or not.

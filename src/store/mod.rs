@@ -37,6 +37,8 @@ pub use import::{ImportError, KeyFormatError, import_identity_key};
 pub use intro::{MAX_STORED_POINTS, StoredIntroPoint};
 use kind::Place;
 pub use kind::{Kind, VERSION};
+pub use restore::{RestoredContents, RestoredMark, force_restored, restore};
+pub use snapshot::{MAX_STATE_FILE, Snapshot, StateFile, is_state_path, snapshot};
 
 mod access;
 mod alarms;
@@ -50,11 +52,17 @@ mod intro;
 mod kind;
 mod lock;
 mod migrations;
+mod restore;
 mod service;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 mod version;
 mod wireguard;
+
+/// Starts by which a node may have exceeded the hours since the epoch after its backup: a daemon
+/// that systemd restarted every five seconds for an hour has started 720 times.
+const RESTORED_STARTS: u64 = 1024;
 
 /// A folder of state files, and their owner.
 #[derive(Debug, Clone)]
@@ -190,6 +198,7 @@ impl Store {
         self.members()?;
         self.is_draining()?;
         self.alarms()?;
+        self.restored()?;
         self.wireguard_keys().map(|_| ())
     }
 
@@ -283,12 +292,14 @@ impl Store {
     ///
     /// The number is at least the hours since the epoch. A directory restored from an old backup
     /// has forgotten the later starts and must not reuse their numbers: other nodes would take
-    /// their old records of those starts for newer than everything that this node announces.
+    /// their old records of those starts for newer than everything that this node announces. While
+    /// the node is marked as restored, the number is at least [`RESTORED_STARTS`] more.
     pub fn next_boot(&self, unix: u64) -> Result<u64, StoreError> {
         let _changing = self.change();
         let counted = self.value::<u64>(Kind::Boot)?;
         // Other nodes accept no greater step, so a clock that is far ahead must not cause one.
-        let hours = (unix / 3600).min(counted.saturating_add(MAX_BOOT_JUMP));
+        let margin = if self.restored()?.is_some() { RESTORED_STARTS } else { 0 };
+        let hours = (unix / 3600 + margin).min(counted.saturating_add(MAX_BOOT_JUMP));
         let boot = counted.saturating_add(1).max(hours);
         if boot > u64::from(u32::MAX) {
             return Err(self.content(Kind::Boot, "its count has reached its maximum"));

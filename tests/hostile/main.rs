@@ -10,6 +10,9 @@
 //! its Tor client), [`newcomer`] (a node joins), [`operators`], [`upgrades`], [`later`],
 //! [`services`], [`monitors`], most of [`circuits`] and parts of [`wireguard`]; in [`outages`] an
 //! outsider only observes.
+//! its Tor client), [`newcomer`] (a node joins), [`restored`], [`operators`], [`upgrades`],
+//! [`later`], [`services`], [`monitors`] and parts of [`wireguard`]; in [`outages`] an outsider
+//! only observes.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 #![allow(clippy::disallowed_methods)]
 
@@ -37,6 +40,7 @@ mod operators;
 mod outages;
 mod raw_gossip;
 mod records;
+mod restored;
 mod returning;
 mod services;
 mod test_cluster;

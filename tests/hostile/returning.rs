@@ -106,7 +106,7 @@ fn lists(members: Vec<rustbalance::control::MemberStatus>, node: NodeId) -> bool
 
 /// Evicts the worker and a second node. The discovery key that the worker and beta have is two
 /// rotations old then, and the other nodes do not accept it.
-async fn evict_and_change_the_key_twice(test_cluster: &TestCluster, id: NodeId) {
+pub(crate) async fn evict_and_change_the_key_twice(test_cluster: &TestCluster, id: NodeId) {
     let token = test_cluster.invite(Role::Worker, 1).await;
     let other = test_cluster.join("other", &token).await.node_id();
     for (node, generation) in [(id, 1), (other, 2)] {

@@ -4,10 +4,11 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use rustbalance::backup::{Backup, Passphrase};
 use rustbalance::join::Token as JoinToken;
 use rustbalance::store::Store;
 use rustbalance_testnet::cluster::{Cluster, Node, Token};
@@ -17,6 +18,10 @@ use crate::needles::Needles;
 use crate::support::{BINARY, ClusterPermit, Nodes, Progress, all_served, network};
 
 const LIMIT: Duration = Duration::from_secs(30);
+/// Time limit for a node to connect to Tor for the first time and find its older self.
+const FIRST_START: Duration = Duration::from_secs(120);
+/// Of the backup.
+const PASSPHRASE: &str = "correct horse battery staple\n";
 
 #[test]
 fn no_secret_leaks_and_a_worker_holds_none_of_the_address() {
@@ -72,6 +77,11 @@ fn whole_life(progress: &mut Progress, cluster: &Cluster<'_>) -> Result<()> {
         ensure!(found.is_empty(), "the metrics of {} show {found:?}", node.name());
     }
     command_lines_are_clean(&needles, &nodes)?;
+    needles.add_exactly("the passphrase", PASSPHRASE.trim_end().into());
+    let backup = a_backup_is_opaque(&needles, &alpha)?;
+    a_restored_copy_gives_way(&needles, cluster, &alpha, &backup)?;
+    fs::remove_file(backup)?;
+    progress.report(format_args!("a backup shows nothing, and its node does not run twice"));
     a_worker_holds_nothing(&nodes, &beta)?;
     progress.report(format_args!("no command line shows a secret, and the worker holds none of the service"));
 
@@ -130,6 +140,37 @@ fn command_lines_are_clean(needles: &Needles, nodes: &Nodes) -> Result<()> {
         }
         ensure!(found.is_empty(), "the command line or environment of {} shows {found:?}", node.name());
     }
+    Ok(())
+}
+
+/// Searches the backup of a publisher. Decrypted, it must show the secrets; otherwise the search
+/// would prove nothing.
+fn a_backup_is_opaque(needles: &Needles, node: &Node) -> Result<PathBuf> {
+    let file = node.state().with_extension("age");
+    let path = file.display().to_string();
+    let of = |arguments: &[&str]| node.command(arguments, PASSPHRASE, LIMIT);
+    of(&["backup", &path, "--work-factor", "12", "--passphrase-file", "-"])?.ok("backup")?;
+    of(&["backup", "--inspect", &path, "--passphrase-file", "-"])?.ok("backup --inspect")?;
+    let found = needles.find_in(&file)?;
+    ensure!(found.is_empty(), "the backup shows {found:?}");
+    let (backup, mut found) = (Backup::open(&fs::read(&file)?, &Passphrase::new(PASSPHRASE))?, BTreeSet::new());
+    backup.state.iter().for_each(|file| needles.find(&file.bytes, &mut found));
+    ensure!(!found.is_empty(), "the decrypted backup shows no secret");
+    Ok(file)
+}
+
+/// Restores the backup of a running node beside it: over Tor, the copy finds the node and ends.
+fn a_restored_copy_gives_way(needles: &Needles, cluster: &Cluster<'_>, node: &Node, backup: &Path) -> Result<()> {
+    let copy = cluster.vacant("copy")?;
+    let path = backup.display().to_string();
+    copy.command(&["restore", &path, "--passphrase-file", "-"], PASSPHRASE, LIMIT)?.ok("restore")?;
+    let ended = copy.command(&["run"], "", FIRST_START)?;
+    let why = "another machine runs with the key of this node";
+    ensure!(ended.code == Some(4) && ended.errors.contains(why), "{:?}: {}", ended.code, ended.errors);
+    let (mut found, status) = (BTreeSet::new(), node.status()?);
+    needles.find(ended.errors.as_bytes(), &mut found);
+    ensure!(found.is_empty(), "the log of the copy shows {found:?}");
+    ensure!(node.is_running() && status.phase == "healthy", "the node was disturbed: it is {}", status.phase);
     Ok(())
 }
 

@@ -118,6 +118,11 @@ impl Isolation {
         }
     }
 
+    /// Whether a heartbeat of another process has arrived lately.
+    pub(super) fn is_suspected(&self) -> bool {
+        self.suspected.is_some()
+    }
+
     /// Whether this process must stop, because another one runs with its key and has had time to
     /// notice it.
     pub(super) fn must_end(&self, mono: Duration) -> bool {

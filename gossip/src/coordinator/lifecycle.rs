@@ -60,6 +60,8 @@ pub(super) struct LifeCycle {
     draining: bool,
     leaving: bool,
     excluded: bool,
+    /// See [`super::Settings::restored`].
+    restored: bool,
     isolation: Isolation,
     /// Why the node was isolated at the last step, and when that may change by time alone.
     isolated: Option<Isolated>,
@@ -68,7 +70,8 @@ pub(super) struct LifeCycle {
 
 impl LifeCycle {
     /// The life cycle of a process whose heartbeats contain the random number `instance`.
-    pub(super) fn new(joining: Duration, instance: u64) -> Self {
+    /// `restored`: see [`super::Settings::restored`].
+    pub(super) fn new(joining: Duration, instance: u64, restored: bool) -> Self {
         Self {
             joining,
             started: Duration::ZERO,
@@ -77,6 +80,7 @@ impl LifeCycle {
             draining: false,
             leaving: false,
             excluded: false,
+            restored,
             isolation: Isolation::new(instance),
             isolated: None,
             isolate_at: None,
@@ -200,6 +204,9 @@ impl LifeCycle {
 
     fn reason_to_end(&self, standing: Standing, mono: Duration) -> Option<&'static str> {
         match standing {
+            Standing::Member if self.restored && self.isolation.is_suspected() => Some(
+                "this node was restored from a backup, and the machine that the backup was made on still runs: this process stops, and that machine goes on. Stop that machine's node for good, then start this one; or delete this state directory",
+            ),
             Standing::Member if self.isolation.must_end(mono) => Some(
                 "this node's key is in use by a second process, most likely on another machine with a copy of this state directory; both stop. Delete all copies but one, and start that one: a state directory may be moved, never run twice",
             ),
@@ -220,7 +227,8 @@ impl LifeCycle {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sim::FOUNDED;
+    use crate::record::Role;
+    use crate::sim::{FOUNDED, Founder};
 
     /// The surroundings of a member that knows another publisher and hears no other node.
     const LOST: Surroundings = Surroundings {
@@ -236,7 +244,7 @@ mod tests {
     }
 
     fn started() -> LifeCycle {
-        let mut life = LifeCycle::new(Duration::from_secs(45), 1);
+        let mut life = LifeCycle::new(Duration::from_secs(45), 1, false);
         life.begin(at(0));
         life
     }
@@ -279,6 +287,25 @@ mod tests {
         assert_eq!(life.phase(), Phase::Active);
         life.leave();
         assert_eq!(life.phase(), Phase::Gone);
+    }
+
+    #[test]
+    fn a_restored_node_ends_at_the_first_heartbeat_of_its_older_self() {
+        let older = |seconds| Heartbeat {
+            instance: 2,
+            unix: FOUNDED + seconds,
+            ..Founder::new(1).node(0, Role::Publisher).beat(seconds, Phase::Active)
+        };
+        for restored in [true, false] {
+            let mut life = LifeCycle::new(Duration::from_secs(45), 1, restored);
+            life.begin(at(10));
+            life.on_own_heartbeat(&older(9), true, at(11));
+            assert_eq!(life.step(&LOST, at(11)), None, "a heartbeat from before the start proves nothing");
+            life.on_own_heartbeat(&older(13), true, at(14));
+            let step = life.step(&LOST, at(14));
+            let has_ended = matches!(step, Some(LifeStep::Excluded(why)) if why.contains("restored from a backup"));
+            assert_eq!(has_ended, restored, "{step:?}");
+        }
     }
 
     #[test]

@@ -98,7 +98,7 @@ impl Coordinator {
             last: None,
             started: Now { mono: Duration::ZERO, unix: 0 },
             refresh_at: Duration::ZERO,
-            life: LifeCycle::new(settings.joining, settings.instance),
+            life: LifeCycle::new(settings.joining, settings.instance, settings.restored),
             speaker: Speaker::new(key, settings.boot),
             announcements: Announcements::default(),
             election: Election::new(me, settings.timing, settings.term),

@@ -29,6 +29,10 @@ pub struct Settings {
     /// A random number in this process's heartbeats, which distinguishes two processes with one
     /// key.
     pub instance: u64,
+    /// True if this node was restored from a backup and has not run for long since. It ends at the
+    /// first heartbeat of another process with its key, so that the machine that the backup was
+    /// made on, if it still runs, goes on undisturbed.
+    pub restored: bool,
     /// The highest term on disk.
     pub term: u64,
     /// Heartbeat interval, and bounds of the silence after which a node counts as dead.
@@ -82,6 +86,7 @@ impl Settings {
             subprotocols: BTreeSet::new(),
             boot,
             instance,
+            restored: false,
             term,
             patience: Patience::default(),
             timing: Timing::default(),

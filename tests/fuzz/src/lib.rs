@@ -15,6 +15,7 @@ use std::cell::OnceCell;
 
 use tokio::runtime::{Builder, Runtime};
 
+mod backup;
 mod control;
 mod endpoint;
 mod files;
@@ -83,6 +84,7 @@ macro_rules! targets {
 }
 
 targets! {
+    "backup": backup::archive, archive_seeds;
     "chain": records::chain, chain_seeds;
     "config": files::config, config_seeds;
     "control": control::request, request_seeds;
