@@ -16,8 +16,10 @@ use parking_lot::Mutex;
 use rustbalance_gossip::id::ServiceId;
 use strum::{EnumCount, EnumIter, EnumMessage, EnumProperty, EnumString, IntoEnumIterator, IntoStaticStr};
 
+pub use alerts::{AlertCounts, AlertOutcome, AlertState};
 pub use service::{Histogram, HistogramValues, OpenRendezvous, PortCounters, ServiceCounters, add_one};
 
+mod alerts;
 mod service;
 
 /// A number that a node counts from its start: what was refused, dropped or closed, and messages of
@@ -254,11 +256,16 @@ pub struct Counters(Arc<Values>);
 struct Values {
     cells: [AtomicU64; Counter::COUNT],
     services: Mutex<BTreeMap<ServiceId, Arc<ServiceCounters>>>,
+    alerts: AlertCounts,
 }
 
 impl Default for Values {
     fn default() -> Self {
-        Self { cells: [const { AtomicU64::new(0) }; Counter::COUNT], services: Mutex::default() }
+        Self {
+            cells: [const { AtomicU64::new(0) }; Counter::COUNT],
+            services: Mutex::default(),
+            alerts: AlertCounts::default(),
+        }
     }
 }
 
@@ -286,6 +293,11 @@ impl Counters {
     /// The counts of an onion address that this node serves. They stay when it is no longer served.
     pub fn service(&self, service: ServiceId) -> Arc<ServiceCounters> {
         Arc::clone(self.0.services.lock().entry(service).or_default())
+    }
+
+    /// The counts of alerts.
+    pub fn alerts(&self) -> &AlertCounts {
+        &self.0.alerts
     }
 
     /// The counts of all onion addresses.

@@ -122,6 +122,7 @@
 // Tests connect to their own targets on loopback.
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 
+pub mod alerts;
 pub mod backoff;
 pub mod backup;
 pub mod balance;

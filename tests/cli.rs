@@ -79,6 +79,7 @@ fn help_names_every_command() {
         "resume",
         "evict",
         "acknowledge",
+        "alert",
         "vanity",
         "wireguard",
         "circuit",

@@ -498,3 +498,86 @@ fn root_is_recognized_without_proc() {
     assert_eq!(why, "error: no daemon runs in /var/lib/rustbalance: start it with `rustbalance run`\n");
     assert_eq!(done.status.code(), Some(3));
 }
+
+/// A web server that answers each request with 204. Gives what it was asked.
+#[allow(clippy::disallowed_methods)]
+fn web_server() -> (std::net::SocketAddr, std::sync::mpsc::Receiver<String>) {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, (sender, requests)) = (listener.local_addr().unwrap(), std::sync::mpsc::channel());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map(Result::unwrap) {
+            let (mut request, mut some) = (Vec::new(), [0; 4096]);
+            while !request.ends_with(b"}") {
+                let count = stream.read(&mut some).unwrap();
+                request.extend_from_slice(&some[..count]);
+            }
+            stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").unwrap();
+            if sender.send(String::from_utf8(request).unwrap()).is_err() {
+                return;
+            }
+        }
+    });
+    (address, requests)
+}
+
+#[test]
+fn alerts_leave_a_daemon_that_does_not_reach_tor_and_no_secret_is_logged() {
+    let mut daemon = Daemon::founded();
+    let (hook, requests) = web_server();
+    let (headers, script, out) = (daemon.dir().join("headers"), daemon.dir().join("page"), daemon.dir().join("paged"));
+    fs::write(&headers, "Authorization: Bearer s3cret-header\n").unwrap();
+    fs::set_permissions(&headers, fs::Permissions::from_mode(0o600)).unwrap();
+    fs::write(&script, "cat >> \"$1\"; env | sed 's/=.*//' >> \"$1.env\"; test ! -e \"$1.hang\" || sleep 1000\n")
+        .unwrap();
+    daemon.configure(|text| {
+        let alerts = format!(
+            "[alerts]\ncommand = [\"/bin/sh\", {script:?}, {out:?}, \"s3cret-argument\"]\nafter = \"300ms\"\ntimeout = \"2s\"\n\
+             webhook = \"http://{hook}/s3cret-path\"\nwebhook_headers = \"headers\"\n"
+        );
+        text.replace("[alerts]\n", &alerts).replace("# level = \"info\"", "level = \"debug\"")
+    });
+    daemon.start(&[], |command| {
+        command.env("CREDENTIALS_DIRECTORY", "/run/credentials/x");
+    });
+    daemon.until("an alert that Tor is not ready", |_| {
+        fs::read_to_string(&out).is_ok_and(|all| all.contains("tor_not_ready"))
+    });
+    let request = requests.recv_timeout(PATIENCE).unwrap().to_lowercase();
+    assert!(
+        request.starts_with("post /s3cret-path http/1.1\r\n") && request.contains("bearer s3cret-header"),
+        "{request}"
+    );
+    let environment = fs::read_to_string(out.with_extension("env")).unwrap();
+    assert!(environment.contains("PATH") && !environment.contains("CREDENTIALS"), "{environment}");
+
+    let tested = daemon.command(&["alert", "test"]);
+    let text = String::from_utf8(tested.stdout).unwrap();
+    assert!(
+        tested.status.success() && text.contains("command: delivered") && text.contains("webhook: delivered"),
+        "{text}"
+    );
+
+    fs::write(out.with_extension("hang"), "").unwrap();
+    let tested = daemon.command(&["alert", "test"]);
+    let text = String::from_utf8(tested.stderr).unwrap();
+    assert_eq!(tested.status.code(), Some(1), "{text}");
+    assert!(text.contains("did not end within 2s and was killed") && text.contains("webhook: delivered"), "{text}");
+    fs::set_permissions(&headers, fs::Permissions::from_mode(0o644)).unwrap();
+    let text = String::from_utf8(daemon.command(&["alert", "test"]).stderr).unwrap();
+    assert!(text.contains("other users may read the webhook's headers"), "{text}");
+
+    let metrics = get_unix(&daemon.dir().join("metrics.sock"), "/metrics").1;
+    check_metrics(&metrics);
+    for line in [
+        "rustbalance_problems{kind=\"tor_not_ready\"} 1",
+        "rustbalance_alerts_total{state=\"notice\",outcome=\"delivered\"} 3",
+        "rustbalance_alerts_total{state=\"notice\",outcome=\"failed\"} 3",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in {metrics}");
+    }
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.end(), Some(0));
+    let log = daemon.log();
+    assert!(log.contains("alert delivered") && !log.contains("s3cret"), "{log}");
+}

@@ -59,6 +59,11 @@ const DAEMON: Floors = &[
     ("backup", 5),
     ("node", 5),
     ("cli", 6),
+    ("alerts", 4),
+    ("config", 5),
+    ("metrics", 5),
+    ("node", 6),
+    ("cli", 7),
 ];
 
 const CORE: Floors = &[

@@ -20,6 +20,7 @@ use crate::node::NodeError;
 use crate::shell;
 
 mod acknowledge;
+mod alert;
 mod ask;
 mod backup;
 mod bugreport;
@@ -144,6 +145,8 @@ enum Command {
     Backup(backup::Options),
     /// Make the node of a backup on this machine
     Restore(restore::Options),
+    /// Try out whom the running node alerts when something is wrong
+    Alert(alert::Options),
     /// End an alarm that more nodes have received the address's key than you wanted
     Acknowledge(acknowledge::Options),
 }
@@ -236,6 +239,7 @@ fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Wireguard(options) => runtime::run(wireguard::execute(&context, options)),
         Command::Backup(options) => runtime::run(backup::execute(&context, options)),
         Command::Restore(options) => runtime::run(restore::execute(&context, options)),
+        Command::Alert(options) => runtime::run(alert::execute(&context, options)),
         Command::Acknowledge(options) => runtime::run(acknowledge::execute(&context, options)),
     };
     done.map(|()| ExitCode::SUCCESS)

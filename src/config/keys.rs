@@ -426,7 +426,7 @@ impl Value for LogLevel {
 }
 
 /// A text as a TOML string: a path may contain quotes and backslashes.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
 }
 

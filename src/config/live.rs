@@ -16,6 +16,7 @@ use super::changes::{Change, changes};
 use super::keys::Effect;
 use super::{ClusterConfig, Config, FurtherPorts, GossipConfig, LogConfig, NodeConfig, WireguardConfig};
 use crate::canary::plan::CanarySettings;
+use crate::alerts::AlertSettings;
 use crate::health::HealthSettings;
 use crate::join::DoorLimits;
 use crate::link::LinkLimits;
@@ -41,6 +42,7 @@ pub struct LiveConfig {
     joins: watch::Sender<DoorLimits>,
     gossip: watch::Sender<MeshLimits>,
     wireguard: watch::Sender<WireguardConfig>,
+    alerts: watch::Sender<AlertSettings>,
     log: watch::Sender<LogConfig>,
 }
 
@@ -103,6 +105,7 @@ struct LiveParts {
     joins: DoorLimits,
     gossip: MeshLimits,
     wireguard: WireguardConfig,
+    alerts: AlertSettings,
     log: LogConfig,
 }
 
@@ -125,6 +128,7 @@ impl From<Config> for LiveParts {
             gossip: GossipConfig { mesh, waiting },
             wireguard,
             metrics: _,
+            alerts,
             log,
             arti: _,
             arti_file: _,
@@ -142,6 +146,7 @@ impl From<Config> for LiveParts {
             joins,
             gossip: mesh,
             wireguard,
+            alerts,
             log,
         }
     }
@@ -170,6 +175,7 @@ impl LiveConfig {
             joins,
             gossip,
             wireguard,
+            alerts,
             log,
         } = start.clone().into();
         Self {
@@ -185,6 +191,7 @@ impl LiveConfig {
             joins: watch::Sender::new(joins),
             gossip: watch::Sender::new(gossip),
             wireguard: watch::Sender::new(wireguard),
+            alerts: watch::Sender::new(alerts),
             log: watch::Sender::new(log),
             start,
         }
@@ -219,6 +226,7 @@ impl LiveConfig {
             joins,
             gossip,
             mut wireguard,
+            alerts,
             log,
         } = new.into();
         wireguard.device = self.start.wireguard.device;
@@ -233,6 +241,7 @@ impl LiveConfig {
         publish(&self.joins, joins);
         publish(&self.gossip, gossip);
         publish(&self.wireguard, wireguard);
+        publish(&self.alerts, alerts);
         publish(&self.log, log);
         Ok(reloaded)
     }
@@ -290,6 +299,11 @@ impl LiveConfig {
     /// The faster route between members.
     pub fn wireguard(&self) -> watch::Receiver<WireguardConfig> {
         self.wireguard.subscribe()
+    }
+
+    /// Which alerts are sent, and where they go.
+    pub fn alerts(&self) -> watch::Receiver<AlertSettings> {
+        self.alerts.subscribe()
     }
 
     /// What is logged.

@@ -22,6 +22,7 @@ use toml::de::DeTable;
 use tracing::warn;
 
 use crate::canary::plan::CanarySettings;
+use crate::alerts::AlertSettings;
 use crate::health::HealthSettings;
 use crate::join::DoorLimits;
 use crate::link::{LINK_PORT, LinkLimits};
@@ -36,6 +37,7 @@ pub(crate) use keys::socket_address;
 pub use live::{AnnouncedSettings, LiveConfig, Reloaded, Targets};
 pub use reader::{Mistake, Mistakes};
 
+mod alert_values;
 mod changes;
 #[cfg(test)]
 mod document;
@@ -134,6 +136,8 @@ pub struct Config {
     pub wireguard: WireguardConfig,
     /// `[metrics]`: where monitors ask this node.
     pub metrics: MetricsConfig,
+    /// `[alerts]`: who is alerted when something is wrong.
+    pub alerts: AlertSettings,
     /// `[log]`: what is logged.
     pub log: LogConfig,
     /// Arti's settings as TOML text; empty for its defaults.

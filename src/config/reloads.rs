@@ -137,6 +137,7 @@ fn every_key_that_a_reload_applies_reaches_a_part_of_the_node_and_no_other_key_d
             watched(live.joins()),
             watched(live.gossip()),
             watched(live.wireguard()),
+            watched(live.alerts()),
             watched(live.log()),
         ];
         let Reloaded { applied, after_restart } = apply(&live, &new);

@@ -18,6 +18,8 @@ use super::{
     WIREGUARD_PORT, WireguardConfig, WireguardDevice, check_virtual_port,
 };
 use crate::canary::plan::CanarySettings;
+use crate::alerts::{AlertEvent, AlertSettings, Argv, Webhook};
+use crate::control::ProblemKind;
 use crate::frame;
 use crate::health::HealthSettings;
 use crate::join::{DoorLimits, MAX_PORTS};
@@ -43,6 +45,7 @@ pub(super) fn walk<K: KeyVisitor>(keys: &mut K, config: &mut Config) {
     gossip(keys, &mut config.gossip);
     wireguard(keys, &mut config.wireguard);
     metrics(keys, &mut config.metrics);
+    alerts(keys, &mut config.alerts);
     log(keys, &mut config.log);
 }
 
@@ -529,4 +532,40 @@ fn metrics(keys: &mut impl KeyVisitor, it: &mut MetricsConfig) {
              as SSH"
         )
     });
+}
+
+fn alerts(keys: &mut impl KeyVisitor, it: &mut AlertSettings) {
+    let meaning = "Where this node reports that something is wrong, and that it is over. `rustbalance alert test` tries it out. Every \
+                   node sends its own alerts.";
+    keys.table("alerts", meaning);
+    let [page, ops] = ["/usr/local/bin/page", "--ops"].map(str::to_owned);
+    if let Ok(example) = Argv::try_from(vec![page, ops]) {
+        let meaning = "A program to run for each alert, with its arguments: without a shell, with the alert as JSON on standard \
+                       input.";
+        keys.optional("command", Running, .., &mut it.command, example, meaning);
+    }
+    let address = ServiceId::from_public_key([0x5a; 32]);
+    if let Ok(example) = format!("http://{address}/hook").parse::<Webhook>() {
+        let meaning = "A URL to which each alert is posted as JSON: of an onion service, which is reached through Tor, or of a \
+                       loopback address.";
+        keys.optional("webhook", Running, .., &mut it.webhook, example, meaning);
+    }
+    let meaning = "A file with headers for the webhook, such as \"Authorization: Bearer ...\", one on each line; relative to the \
+                   state directory. Only the daemon's user may have access to it.";
+    let example = PathBuf::from("webhook-headers");
+    keys.optional("webhook_headers", Running, .., &mut it.webhook_headers, example, meaning);
+    keys.require("webhook_headers", it.webhook_headers.is_none() || it.webhook.is_some(), || "needs webhook".into());
+    let meaning = "How long the command or the webhook may take for one alert.";
+    keys.key("timeout", Running, seconds(1)..=seconds(60), &mut it.timeout, meaning);
+    let example = [ProblemKind::TargetDown, ProblemKind::NodeLost].map(AlertEvent::Problem).into();
+    let meaning = "The events to send alerts about. Unless set, all: the kinds of problems in `status --json`, and \
+                   \"publisher_changed\".";
+    keys.optional("events", Running, .., &mut it.rules.events, example, meaning);
+    let meaning = "How long most problems must last before an alert is sent, and be gone before it is resolved. After the start \
+                   of the daemon, alerts are held back for twice as long.";
+    keys.key("after", Running, millis(100)..=seconds(3600), &mut it.rules.after, meaning);
+    let meaning = "Interval in which an alert is repeated while the problem lasts.";
+    keys.key("repeat", Running, seconds(60)..=7 * DAY, &mut it.rules.repeat, meaning);
+    let meaning = "Most alerts within an hour. Further ones wait, and one alert says how many.";
+    keys.key("per_hour", Running, 2..=1000, &mut it.rules.per_hour, meaning);
 }

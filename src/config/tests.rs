@@ -5,6 +5,8 @@ use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 use crate::proxy::{ProxyProtocol, Target};
+use crate::alerts::Rules;
+use crate::proxy::Target;
 use proptest::prelude::*;
 
 const PORT: &str = "[[port]]\nvirtual = 80\ntarget = \"127.0.0.1:8080\"\n";
@@ -74,6 +76,11 @@ fn the_comments_of_the_first_file_are_the_defaults() {
     assert_eq!(std::mem::take(&mut config.wireguard), example);
     assert_eq!(config.metrics.listen.take(), Some(([127, 0, 0, 1], 9441).into()));
     assert_eq!(config.log.level.take(), Some(LogLevel::Info));
+    let alerts = std::mem::take(&mut config.alerts);
+    assert!(alerts.are_on() && alerts.webhook_headers.is_some() && alerts.rules.events.is_some(), "{alerts:?}");
+    let (command, webhook, webhook_headers) = (None, None, None);
+    let rules = Rules { events: None, ..alerts.rules };
+    assert_eq!(AlertSettings { command, webhook, webhook_headers, rules, ..alerts }, AlertSettings::default());
     assert_eq!(Ok(config), parse(&text));
     assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
 }
@@ -259,6 +266,25 @@ fn bounds_on_peers_are_read_and_checked() {
     insta::assert_snapshot!(refused("[links]\nhandshake = 1"), @r#"line 2, column 1: unknown key "handshake" in [links]: did you mean "handshakes"?"#);
     insta::assert_snapshot!(refused("[joins]\nconcurrent = 0"), @r#"line 2, column 14: "concurrent" in [joins] cannot be 0: write a whole number from 1 to 1024"#);
     insta::assert_snapshot!(refused("[gossip]\nunknown_node = 1"), @r#"line 2, column 1: unknown key "unknown_node" in [gossip]: did you mean "unknown_nodes"?"#);
+}
+
+#[test]
+fn alerts_go_to_a_program_an_onion_service_or_this_host() {
+    let text = "[alerts]\ncommand = [\"/bin/page\", \"-x\"]\nwebhook = \"http://127.0.0.1:9/a\"\nwebhook_headers = \"h\"\n\
+                events = [\"node_lost\", \"publisher_changed\"]\nrepeat = \"never\"\nper_hour = 9\n";
+    let AlertSettings { command, webhook, webhook_headers, rules, .. } =
+        parse(&format!("{PORT}{text}")).unwrap().alerts;
+    assert_eq!(command.unwrap().entries(), ["/bin/page", "-x"]);
+    assert_eq!((webhook.unwrap().url().as_str(), webhook_headers), ("http://127.0.0.1:9/a", Some("h".into())));
+    assert_eq!((rules.repeat, rules.per_hour, rules.events.unwrap().len()), (None, 9, 2));
+    assert!(!parse(PORT).unwrap().alerts.are_on());
+    insta::assert_snapshot!(refused("[alerts]\ncommand = \"/bin/page --key s3cret\""), @r#"line 2, column 11: "command" in [alerts]: it is a list of texts, the program and its arguments, as in ["/usr/local/bin/page", "--ops"]: there is no shell that takes one text apart"#);
+    insta::assert_snapshot!(refused("[alerts]\ncommand = [\"page\", \"s3cret\"]"), @r#"line 2, column 11: "command" in [alerts]: the first entry is the program, with its path from the root, as in ["/usr/local/bin/page", "--ops"]"#);
+    insta::assert_snapshot!(refused("[alerts]\nwebhook = \"https://hooks.example.com/s3cret\""), @r#"line 2, column 11: "webhook" in [alerts]: it begins with "https://": write http://, because a connection to an onion service is encrypted anyway, and one to this host needs no encryption"#);
+    insta::assert_snapshot!(refused("[alerts]\nwebhook = \"http://hooks.example.com/s3cret\""), @r#"line 2, column 11: "webhook" in [alerts]: "hooks.example.com" is neither an onion address nor a loopback address: alerts never leave this host outside of Tor; write "http://<address>.onion/path" or "http://127.0.0.1:8080/path""#);
+    insta::assert_snapshot!(refused("[alerts]\nwebhook_headers = \"h\""), @r#"line 2, column 1: "webhook_headers" in [alerts]: needs webhook"#);
+    insta::assert_snapshot!(refused("[alerts]\nevents = [\"node_lots\"]"), @r#"line 2, column 10: "events" in [alerts]: "node_lots" is not an event: did you mean "node_lost"?"#);
+    insta::assert_snapshot!(refused("[alerts]\nevents = []"), @r#"line 2, column 10: "events" in [alerts]: it is a list of at least one event, as in ["target_down", "node_lost"]"#);
 }
 
 proptest! {

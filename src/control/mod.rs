@@ -131,6 +131,9 @@ pub enum Request {
     /// Use all services as a client would, through all their introduction points. Answered by
     /// [`Response::Canary`] once that has ended.
     Canary {},
+    /// Send an alert that tries out the configuration, and wait until it is delivered or not.
+    /// Answered by [`Response::Done`] if all ways have taken it.
+    TestAlert {},
     /// Read the configuration again and apply it. Answered by [`Response::Reloaded`].
     Reload {},
     /// Switch WireGuard on until the next start, as the configuration says. Answered by

@@ -15,8 +15,11 @@ const MOST_NODES: usize = 6;
 const MOST_PORTS: usize = 5;
 
 /// What kind of problem, the worst first. The names never change: monitoring relies on them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, strum::EnumIter)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, strum::EnumIter, strum::IntoStaticStr,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum ProblemKind {
     /// More nodes have joined with an invitation than it allows.
     TokenOverdrawn,

@@ -21,6 +21,7 @@ use super::service_units::ServiceViews;
 use super::status;
 use super::wireguard::WireguardHandle;
 use super::wireguard_status::{self, OtherMember};
+use crate::alerts;
 use crate::blocking::on_disk;
 use crate::causes::with_causes;
 use crate::clock::unix_now;
@@ -68,6 +69,8 @@ pub(super) struct Daemon {
     /// The configuration in use.
     pub(super) live: Arc<LiveConfig>,
     pub(super) counters: Counters,
+    /// Takes alerts for delivery.
+    pub(super) alerts: alerts::Sender,
     pub(super) running: OnceLock<RunningParts>,
     /// Cancelling it stops the daemon.
     pub(super) leave: CancellationToken,
@@ -91,6 +94,7 @@ impl Handler for Daemon {
             Request::Resume {} => self.set_draining(false).await,
             Request::Evict { node } => self.evict(&node).await,
             Request::RecentLog {} => Response::RecentLog { lines: log::recent() },
+            Request::TestAlert {} => self.test_alert().await,
             Request::Reload {} => self.reload(),
             Request::Canary {} => match self.running.get() {
                 Some(running) => running.canary.run().await,

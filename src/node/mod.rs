@@ -19,6 +19,7 @@ use rustbalance_mesh::MeshError;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::alerts::{Sender, SenderInputs};
 use crate::config::{ConfigError, LiveConfig};
 use crate::control::ControlError;
 use crate::counters::Counters;
@@ -37,6 +38,7 @@ pub use reload::{ReloadError, reload};
 mod admission;
 pub mod alarms;
 mod canary;
+mod alerting;
 mod check;
 mod circuits;
 pub mod cluster;
@@ -146,12 +148,20 @@ pub async fn run_on(
     stop: CancellationToken,
 ) -> Result<(), NodeError> {
     warn_of_few_files(live.proxy().borrow().streams);
+    let counters = Counters::default();
+    let (alerts, deliveries) = Sender::new(SenderInputs {
+        engine: Arc::clone(&engine),
+        dir: store.dir().to_owned(),
+        settings: live.alerts(),
+        counters: counters.clone(),
+    });
     let daemon = Arc::new(Daemon {
         store: Arc::clone(&store),
         started: Instant::now(),
         bootstrap: engine.bootstrap(),
         live: Arc::clone(&live),
-        counters: Counters::default(),
+        counters,
+        alerts,
         running: OnceLock::new(),
         leave: stop.clone(),
     });
@@ -162,6 +172,7 @@ pub async fn run_on(
         Ok(())
     });
     metrics::start(&daemon, live.at_start().metrics.listen, &mut parts)?;
+    alerting::start(&daemon, deliveries, &mut parts);
     // From here on `status` is answered. Connecting to Tor may take minutes, or never end on a
     // censored host: neither `systemctl start` nor the boot of the machine may wait for it.
     systemd::ready();

@@ -12,10 +12,12 @@
 //! outsider only observes.
 //! its Tor client), [`newcomer`] (a node joins), [`restored`], [`operators`], [`upgrades`],
 //! [`later`], [`services`], [`monitors`] and parts of [`wireguard`]; in [`outages`] an outsider
+//! [`services`], [`monitors`], [`alerts`] and parts of [`wireguard`]; in [`outages`] an outsider
 //! only observes.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 #![allow(clippy::disallowed_methods)]
 
+mod alerts;
 mod authority;
 mod away;
 mod canary;

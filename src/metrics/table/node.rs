@@ -2,10 +2,12 @@
 
 use rustbalance_gossip::coordinator::Isolated;
 use rustbalance_gossip::view::Condition;
+use strum::IntoEnumIterator;
 
 use super::Kind::{Counter, Gauge, Info};
 use super::{Metric, bare, short};
-use crate::control::WireguardSwitch;
+use crate::control::{ProblemKind, WireguardSwitch};
+use crate::counters::{AlertOutcome, AlertState};
 
 /// All conditions of a node.
 const CONDITIONS: [Condition; 6] = [
@@ -28,6 +30,7 @@ fn reason(isolated: Isolated) -> &'static str {
 
 pub(super) fn metrics() -> Vec<Metric> {
     let mut metrics = state();
+    metrics.extend(alerts());
     metrics.extend(usage());
     metrics.extend(canary());
     metrics
@@ -134,6 +137,32 @@ fn canary() -> Vec<Metric> {
             &["kind"],
             "Repairs that followed: republish, replace_point, rebuild_circuits.",
             |it, out| it.status.canary.repairs.iter().for_each(|(kind, count)| out.add([kind], *count as f64)),
+fn alerts() -> Vec<Metric> {
+    vec![
+        Metric::new(
+            "rustbalance_problems",
+            Gauge,
+            &["kind"],
+            "Problems that status shows, by their kind.",
+            |it, out| {
+                for kind in ProblemKind::iter() {
+                    let count = it.status.problems.iter().filter(|problem| problem.kind == kind).count();
+                    out.add([kind.into()], count as f64);
+                }
+            },
+        ),
+        Metric::new(
+            "rustbalance_alerts_total",
+            Counter,
+            &["state", "outcome"],
+            "Alerts of this node, on each of their ways out: delivered, failed after all attempts, or dropped because too many waited.",
+            |it, out| {
+                for (state, outcome) in
+                    AlertState::iter().flat_map(|state| AlertOutcome::iter().map(move |it| (state, it)))
+                {
+                    out.add([state.into(), outcome.into()], it.counters.alerts().get(state, outcome) as f64);
+                }
+            },
         ),
     ]
 }

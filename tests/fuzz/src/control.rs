@@ -91,6 +91,7 @@ pub(crate) fn request_seeds() -> Vec<Seed> {
         Seed::good("resume", line(&Request::Resume {})),
         Seed::good("reload", line(&Request::Reload {})),
         Seed::good("canary", line(&Request::Canary {})),
+        Seed::good("test-alert", line(&Request::TestAlert {})),
         Seed::good("recent-log", line(&Request::RecentLog {})),
         Seed::good("circuits", line(&Request::Circuits {})),
         Seed::good("kill-circuit", &b"{\"request\":\"kill_circuit\",\"circuit\":\"0x12ab34cd\"}\n"[..]),
