@@ -6,6 +6,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustbalance_gossip::time::{CALENDAR_END, Now};
 use tokio::time::Instant;
 
+pub use judge::{ClockVerdict, ClockWatch, MemberTime, Witness, Witnesses, judge};
+
+mod judge;
+
 /// The time source of a machine: monotonic time since [`Clock::start`], and the wall clock.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {

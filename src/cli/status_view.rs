@@ -338,6 +338,7 @@ mod tests {
             files_needed: 4352,
             alarms: Vec::new(),
             isolated: None,
+            clock: Default::default(),
             wireguard: WireguardStatus::default(),
             canary: CanaryStatus::default(),
             problems: Vec::new(),

@@ -535,8 +535,8 @@ fn metrics(keys: &mut impl KeyVisitor, it: &mut MetricsConfig) {
 }
 
 fn alerts(keys: &mut impl KeyVisitor, it: &mut AlertSettings) {
-    let meaning = "Where this node reports that something is wrong, and that it is over. `rustbalance alert test` tries it out. Every \
-                   node sends its own alerts.";
+    let meaning = "Where this node reports that something is wrong, and that it is over. `rustbalance alert test` tries it out. \
+                   Every node sends its own alerts.";
     keys.table("alerts", meaning);
     let [page, ops] = ["/usr/local/bin/page", "--ops"].map(str::to_owned);
     if let Ok(example) = Argv::try_from(vec![page, ops]) {

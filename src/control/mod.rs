@@ -27,7 +27,7 @@ pub use invitation::{InvitationPrefix, InvitationPrefixError};
 pub use problem::{Problem, ProblemKind};
 pub use server::{Handler, bind, bind_socket, serve};
 pub use status::{
-    AlarmStatus, Bootstrap, IntroPointStatus, InvitationState, InvitationStatus, LinkStatus, MemberStatus,
+    AlarmStatus, Bootstrap, ClockStatus, IntroPointStatus, InvitationState, InvitationStatus, LinkStatus, MemberStatus,
     OtherPublisherStatus, PortStatus, PublicationStatus, PublishedPeriodStatus, PublishedPointStatus, PublisherStatus,
     StandInStatus, Status, TrafficStatus, UsageStatus, WireguardPeerStatus, WireguardStatus, WireguardSwitch,
 };

@@ -25,6 +25,8 @@ pub enum ProblemKind {
     TokenOverdrawn,
     /// The daemon is not connected to Tor.
     TorNotReady,
+    /// This machine's clock is wrong.
+    ClockOff,
     /// This node must not publish.
     Isolated,
     /// Two processes run with the key of one node.
@@ -97,6 +99,7 @@ impl Status {
             let text = format!("Tor is not ready ({percent}%): {}", self.tor.message);
             list.push(Problem::new(ProblemKind::TorNotReady, "", text));
         }
+        list.extend(self.clock.problem_text().map(|text| Problem::new(ProblemKind::ClockOff, "", text)));
         list.extend(self.isolated.map(isolated));
         if self.phase == Condition::Draining {
             let text = "this node drains: it takes no new clients until `rustbalance resume`, also after a restart";
@@ -269,6 +272,7 @@ fn isolated(why: Isolated) -> Problem {
             "it was evicted (check `rustbalance status` on another node), or it missed key rotations and will be reached soon"
         }
         Isolated::LacksRevocations { .. } => "they arrive with the first link to another publisher",
+        Isolated::ClockOff => "set it; no restart is needed",
         Isolated::SecondProcess => {
             "most likely a copy of its state directory runs on another machine; both stop: delete all copies but one"
         }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::CanaryStatus;
 use super::problem::Problem;
+use crate::display::time;
 
 /// The state of a node, and its view of the cluster.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -70,6 +71,9 @@ pub struct Status {
     pub files_needed: u64,
     /// Why this node must not publish, admit or rotate keys now; `None` if it may.
     pub isolated: Option<Isolated>,
+    /// How this machine's clock compares with others.
+    #[serde(default)]
+    pub clock: ClockStatus,
     /// The faster route between members that know each other's addresses.
     #[serde(default)]
     pub wireguard: WireguardStatus,
@@ -320,6 +324,43 @@ pub struct WireguardStatus {
     pub endpoints: Vec<String>,
     /// The other members; empty while it does not run.
     pub peers: Vec<WireguardPeerStatus>,
+}
+
+/// How this machine's clock compares with others.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockStatus {
+    /// Seconds by which it is ahead, negative if it is behind; `None` if nothing to compare it with
+    /// is known.
+    pub ahead_seconds: Option<i64>,
+    /// What says so: `directory` (the least possible difference), `relays` or `members`.
+    pub witness: Option<String>,
+    /// True if it is proven to be off by more than half an hour. Then this node does not publish.
+    pub proven: bool,
+}
+
+impl ClockStatus {
+    /// Seconds from which on a difference is a problem. Heartbeats take some seconds, and clocks
+    /// that a time service keeps differ by less than one.
+    const WARN_AT: u64 = 60;
+
+    /// What is wrong with the clock and what to do, as a sentence; `None` if nothing is.
+    pub fn problem_text(&self) -> Option<String> {
+        let ahead = self.ahead_seconds.filter(|ahead| self.proven || ahead.unsigned_abs() >= Self::WARN_AT)?;
+        let direction = if ahead > 0 { "ahead" } else { "behind" };
+        let witness = match self.witness.as_deref() {
+            Some("directory") => "by what the directory of the Tor network says, at the least",
+            Some("relays") => "by the clocks of several relays",
+            _ => "by the median of the other members",
+        };
+        let effect = match self.proven {
+            true => "this node does not publish until it is right",
+            false => "from half an hour on, nodes ignore each other",
+        };
+        let off = time(ahead.unsigned_abs());
+        Some(format!(
+            "this machine's clock is {off} {direction}, {witness}: set it (`timedatectl` shows its time service); {effect}"
+        ))
+    }
 }
 
 impl WireguardStatus {

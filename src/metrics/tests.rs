@@ -85,6 +85,7 @@ pub(super) fn status() -> Status {
         files_allowed: Some(1024),
         files_needed: 9000,
         isolated: None,
+        clock: Default::default(),
         wireguard: Default::default(),
         problems: Vec::new(),
         canary: CanaryStatus {

@@ -16,7 +16,8 @@ use super::preflight::{check_arti, check_clock, check_descriptors};
 use crate::causes::with_causes;
 use crate::clock::{date, unix_now};
 use crate::config::{Config, FILE_NAME};
-use crate::control::{self, ControlError, Request, Response};
+use crate::control::{self, ClockStatus, ControlError, Request, Response};
+use crate::display;
 use crate::health;
 use crate::memory;
 use crate::open_files::OpenFiles;
@@ -82,7 +83,7 @@ pub async fn check(dir: &Path) -> (Vec<Finding>, Option<Config>) {
     let mut findings = vec![clock(dir, unix_now()), state(dir)];
     let config = configuration(dir, &mut findings);
     findings.push(socket(dir));
-    findings.push(daemon(dir).await);
+    findings.extend(daemon(dir).await);
     findings.push(space(dir));
     findings.push(files(config.as_ref(), getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX)));
     findings.push(memory_of(config.as_ref(), memory::circuits()));
@@ -164,10 +165,32 @@ fn socket(dir: &Path) -> Finding {
     }
 }
 
-/// Whether a daemon runs, and answers.
-async fn daemon(dir: &Path) -> Finding {
+/// Whether a daemon runs, and answers. If it does, also whether the clock agrees with Tor and the
+/// members.
+async fn daemon(dir: &Path) -> Vec<Finding> {
+    let answer = control::call(dir, &Request::Status {}, DAEMON_LIMIT).await;
+    let clock = match &answer {
+        Ok(Response::Status(status)) => compared_clock(&status.clock),
+        _ => None,
+    };
+    [running(answer)].into_iter().chain(clock).collect()
+}
+
+/// How the daemon finds the clock; `None` if it has nothing to compare it with.
+fn compared_clock(clock: &ClockStatus) -> Option<Finding> {
+    let (check, ahead) = ("clock, compared", clock.ahead_seconds?);
+    let direction = if ahead < 0 { "behind" } else { "ahead" };
+    let shown = format!("{} {direction}", display::time(ahead.unsigned_abs()));
+    Some(match clock.problem_text() {
+        None => Finding::fine(check, shown),
+        Some(text) if clock.proven => Finding::problem(check, shown, text),
+        Some(text) => Finding::warning(check, shown, text),
+    })
+}
+
+fn running(answer: Result<Response, ControlError>) -> Finding {
     let own = env!("CARGO_PKG_VERSION");
-    match control::call(dir, &Request::Status {}, DAEMON_LIMIT).await {
+    match answer {
         Ok(Response::Status(status)) if status.version == own => Finding::fine(
             "daemon",
             match status.tor.ready {
@@ -289,6 +312,20 @@ mod tests {
         assert_eq!(severity(unix_now() + 3600), Severity::Fine, "a node may have been off");
         assert_eq!(severity(0), Severity::Problem);
         assert_eq!(clock(Path::new("/none"), unix_now()).severity, Severity::Fine);
+    }
+
+    #[test]
+    fn the_clock_is_compared_if_the_daemon_can() {
+        let found = |ahead_seconds, proven| {
+            let witness = Some("members".into());
+            compared_clock(&ClockStatus { ahead_seconds, witness, proven })
+        };
+        assert_eq!(found(None, false), None);
+        assert_eq!(found(Some(-59), false), Some(Finding::fine("clock, compared", "59s behind")));
+        assert_eq!(found(Some(60), false).unwrap().severity, Severity::Warning);
+        let far = found(Some(-7200), true).unwrap();
+        assert_eq!((far.severity, far.value.as_str()), (Severity::Problem, "2h behind"));
+        assert!(far.advice.unwrap().contains("does not publish"));
     }
 
     #[test]

@@ -19,16 +19,16 @@ use super::cluster::Cluster;
 use super::reload::reload;
 use super::service_units::ServiceViews;
 use super::status;
+use super::timekeeping;
 use super::wireguard::WireguardHandle;
 use super::wireguard_status::{self, OtherMember};
 use crate::alerts;
 use crate::blocking::on_disk;
 use crate::causes::with_causes;
-use crate::clock::unix_now;
+use crate::clock::{ClockVerdict, unix_now};
 use crate::config::{Change, LiveConfig, Reloaded};
 use crate::control::{
-    Bootstrap, CanaryStatus, Handler, LinkStatus, Request, Response, Status, TrafficStatus, UsageStatus,
-    WireguardStatus,
+    Bootstrap, CanaryStatus, Handler, LinkStatus, Request, Response, Status, TrafficStatus, UsageStatus, WireguardStatus, ClockStatus,
 };
 use crate::counters::Counters;
 use crate::discovery::Discovery;
@@ -59,11 +59,13 @@ pub(super) struct RunningParts {
     pub(super) alarms: Arc<Alarms>,
     pub(super) wireguard: WireguardHandle,
     pub(super) canary: CanaryHandle,
+    pub(super) clock: watch::Receiver<ClockVerdict>,
 }
 
 /// The daemon as seen by the control socket.
 pub(super) struct Daemon {
     pub(super) store: Arc<Store>,
+    pub(super) engine: Arc<dyn Engine>,
     pub(super) started: Instant,
     pub(super) bootstrap: watch::Receiver<tor::Bootstrap>,
     /// The configuration in use.
@@ -233,6 +235,7 @@ impl Daemon {
             files_allowed: Some(files.limit).filter(|limit| *limit < u64::MAX),
             files_needed: files.needed,
             isolated: None,
+            clock: ClockStatus::default(),
             wireguard: WireguardStatus::default(),
             problems: Vec::new(),
             canary: CanaryStatus::default(),
@@ -240,6 +243,10 @@ impl Daemon {
         if let Some(running) = self.running.get() {
             running.fill(&self.counters, &mut status);
         }
+        status.clock = timekeeping::status(match self.running.get() {
+            Some(running) => *running.clock.borrow(),
+            None => timekeeping::verdict(&*self.engine, None),
+        });
         status.usage.memory_bytes = memory::resident();
         status.usage.waiting_bytes_allowed = memory::quota();
         status.problems = status.find_problems();

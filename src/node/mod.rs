@@ -60,6 +60,7 @@ mod service_unit;
 mod service_units;
 mod status;
 mod supervisor;
+mod timekeeping;
 mod wireguard;
 mod wireguard_status;
 mod writer;
@@ -157,6 +158,7 @@ pub async fn run_on(
     });
     let daemon = Arc::new(Daemon {
         store: Arc::clone(&store),
+        engine: Arc::clone(&engine),
         started: Instant::now(),
         bootstrap: engine.bootstrap(),
         live: Arc::clone(&live),

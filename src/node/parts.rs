@@ -17,6 +17,8 @@ use super::mesh_part::{MeshInputs, MeshPart};
 use super::service_unit::{PublisherSecrets, ServiceContext, UNIT_STOPS};
 use super::service_units::ServiceUnits;
 use super::supervisor::{PartResult, Supervisor};
+use super::timekeeping::watch_clock;
+use crate::clock::ClockVerdict;
 use crate::config::LiveConfig;
 use crate::join::Publisher as Admitting;
 use crate::memory;
@@ -89,6 +91,8 @@ pub(super) async fn start(
         settings: live.canary(),
     };
     let canary = CanaryHandle::start(inputs, parts);
+    let (judged, clock) = watch::channel(ClockVerdict::default());
+    parts.spawn("clock", watch_clock(Arc::clone(&engine), cluster.clone(), judged));
     let saying = cluster.clone();
     parts.start("goodbye", GOODBYE, |stop| async move {
         stop.cancelled().await;
@@ -100,6 +104,7 @@ pub(super) async fn start(
     // The cell is set once: a daemon starts its parts once.
     let running =
         RunningParts { cluster, links, services, discovery, engine, limits, proxy, gossip, alarms, wireguard, canary };
+        RunningParts { cluster, links, services, discovery, engine, limits, proxy, gossip, alarms, wireguard, clock };
     let _ = daemon.running.set(running);
     Ok(())
 }

@@ -78,6 +78,9 @@ pub trait Engine: Send + Sync + 'static {
         streams: mpsc::Sender<Incoming>,
     ) -> Result<Box<dyn OpenIntroPoint>, TorError>;
 
+    /// What the Tor network says about the time.
+    fn time(&self) -> NetworkTime;
+
     /// How many circuits of clients of the cluster's services there are now.
     fn client_circuits(&self) -> CircuitCounts;
 
@@ -133,6 +136,17 @@ pub struct Bootstrap {
     /// Why the engine will never be ready until the operator acts; `None` otherwise. The channel
     /// closes after this is set.
     pub hopeless: Option<String>,
+}
+
+/// What the Tor network says about the time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct NetworkTime {
+    /// When the network's newest directory became valid, in seconds since the Unix epoch. Most
+    /// directory authorities have signed it. `None` before there is one.
+    pub valid_after: Option<u64>,
+    /// Seconds by which this machine's clock is ahead of the relays' clocks, if at least eight
+    /// relays were asked within the hour and agree on more than a quarter of an hour.
+    pub ahead: Option<i64>,
 }
 
 /// A node's own onion service.

@@ -23,6 +23,7 @@ mod away;
 mod canary;
 mod circuits;
 mod clients;
+mod clocks;
 mod copies;
 mod disks;
 mod door;

@@ -1,10 +1,11 @@
 //! Detects whether this node is isolated: it must not publish, because other members may know
 //! something that it does not.
 //!
-//! There are three signs: the other publishers reject this node's discovery keys; the newest
+//! There are four signs: the other publishers reject this node's discovery keys; the newest
 //! discovery key counts more revocations than this node knows; another process signs with this
-//! node's key. An isolated node does not publish, admit, rotate keys or stand in for others. It
-//! continues to serve clients and to gossip, which is how it catches up.
+//! node's key; this machine's clock is wrong, as the caller finds out. An isolated node does not
+//! publish, admit, rotate keys or stand in for others. It continues to serve clients and to gossip,
+//! which is how it catches up.
 
 use std::time::Duration;
 
@@ -54,6 +55,10 @@ pub enum Isolated {
     /// A heartbeat arrived that is signed with this node's key but made by another process.
     #[error("another process signs with its key")]
     SecondProcess,
+    /// This machine's clock is off by more than other nodes accept, and with it descriptors would
+    /// be for the wrong time.
+    #[error("this machine's clock is off by more than half an hour")]
+    ClockOff,
 }
 
 /// The signs of isolation seen so far.
@@ -64,6 +69,7 @@ pub(super) struct Isolation {
     /// When this process started, in seconds since the Unix epoch; `None` before the first event.
     began: Option<u64>,
     shut_out: bool,
+    clock_off: bool,
     /// Number of revocations that the newest discovery key counts.
     counted: u32,
     /// When this node began to know fewer than that; `None` if it knows enough.
@@ -76,7 +82,16 @@ pub(super) struct Isolation {
 
 impl Isolation {
     pub(super) fn new(instance: u64) -> Self {
-        Self { instance, began: None, shut_out: false, counted: 0, lacking: None, suspected: None, proven: None }
+        Self {
+            instance,
+            began: None,
+            shut_out: false,
+            clock_off: false,
+            counted: 0,
+            lacking: None,
+            suspected: None,
+            proven: None,
+        }
     }
 
     pub(super) fn begin(&mut self, now: Now) {
@@ -85,6 +100,10 @@ impl Isolation {
 
     pub(super) fn set_shut_out(&mut self, shut_out: bool) {
         self.shut_out = shut_out;
+    }
+
+    pub(super) fn set_clock_off(&mut self, clock_off: bool) {
+        self.clock_off = clock_off;
     }
 
     pub(super) fn set_counted(&mut self, counted: u32) {
@@ -129,13 +148,15 @@ impl Isolation {
         self.proven.is_some_and(|since| mono >= since + EXIT_DELAY)
     }
 
-    /// Why this node is isolated now; `None` if it is not. If there is no other publisher the first
-    /// two signs prove nothing: only publishers evict and rotate keys, so a worker that rejects
-    /// this node's keys must not stop the only publisher.
+    /// Why this node is isolated now; `None` if it is not. If there is no other publisher, rejected
+    /// keys and missing revocations prove nothing: only publishers evict and rotate keys, so a
+    /// worker that rejects this node's keys must not stop the only publisher.
     pub(super) fn reason(&self, known: usize, others_publish: bool, mono: Duration) -> Option<Isolated> {
         let lacks = self.lacking.is_some_and(|since| (since + REVOCATION_DELAY..since + LACK_TIMEOUT).contains(&mono));
         if self.suspected.is_some() {
             Some(Isolated::SecondProcess)
+        } else if self.clock_off {
+            Some(Isolated::ClockOff)
         } else if self.shut_out && others_publish {
             Some(Isolated::ShutOut)
         } else if lacks && others_publish {
@@ -220,6 +241,15 @@ mod tests {
         assert_eq!(isolation.next_deadline(at(129).mono), Some(at(130).mono));
         isolation.compare(0, at(130));
         assert_eq!(isolation.reason(0, false, at(130).mono), None);
+    }
+
+    #[test]
+    fn a_node_whose_clock_is_off_is_isolated_even_if_it_is_the_only_publisher() {
+        let mut isolation = started();
+        isolation.set_clock_off(true);
+        assert_eq!(isolation.reason(0, false, at(1).mono), Some(Isolated::ClockOff));
+        isolation.set_clock_off(false);
+        assert_eq!(isolation.reason(0, false, at(2).mono), None);
     }
 
     #[test]

@@ -116,6 +116,10 @@ impl LifeCycle {
         self.isolation.set_shut_out(shut_out);
     }
 
+    pub(super) fn set_clock_off(&mut self, clock_off: bool) {
+        self.isolation.set_clock_off(clock_off);
+    }
+
     pub(super) fn set_counted(&mut self, counted: u32) {
         self.isolation.set_counted(counted);
     }

@@ -272,6 +272,7 @@ impl Coordinator {
             Event::Ready { service, ready } => self.serve(service).set_ready(ready),
             Event::MeshReached => self.life.reach_mesh(),
             Event::ShutOut(shut_out) => self.life.set_shut_out(shut_out),
+            Event::ClockOff(clock_off) => self.life.set_clock_off(clock_off),
             Event::Unreachable(nodes) => {
                 self.view.set_unreachable(nodes);
                 self.refresh_at = now.mono;

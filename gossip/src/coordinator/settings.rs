@@ -132,6 +132,9 @@ pub enum Event {
     /// missed a key rotation while it was away. Other members can still reach it; until then it
     /// must not take them for dead.
     ShutOut(bool),
+    /// Whether this machine's clock is off by more than other nodes accept. Then the node must not
+    /// publish.
+    ClockOff(bool),
     /// The members that have stopped to answer on every link that this node has with them
     /// ([`crate::contact`]); sent after every change. They are dead after a shorter silence.
     Unreachable(BTreeSet<NodeId>),

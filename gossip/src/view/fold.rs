@@ -83,6 +83,7 @@ impl View {
         node.alive = alive;
         node.been_alive |= alive;
         node.last_heard = Some(now.mono);
+        node.heard_unix = Some(now.unix);
         self.keep(beat, now)?;
         Ok(Changes { members: changed, points: changed || restarted, endpoints: restarted, ..Changes::default() })
     }

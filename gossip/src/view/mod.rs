@@ -71,6 +71,8 @@ pub struct MemberView {
     pub been_alive: bool,
     /// When its last heartbeat was taken in, on the monotonic clock; `None` if never.
     pub last_heard: Option<Duration>,
+    /// The same on the wall clock, in seconds since the Unix epoch.
+    heard_unix: Option<u64>,
     /// When its heartbeats last showed that two processes run with its key, on the monotonic clock;
     /// `None` if never.
     pub duplicate_key_seen: Option<Duration>,
@@ -100,6 +102,7 @@ impl MemberView {
             alive: false,
             been_alive: false,
             last_heard: None,
+            heard_unix: None,
             duplicate_key_seen: None,
             instances: Instances::default(),
             stale_heartbeat_at: None,
@@ -146,6 +149,13 @@ impl MemberView {
     pub fn endpoint(&self) -> Option<&Verified<Endpoint>> {
         self.newest::<Endpoint>(RecordKind::Endpoint)
             .filter(|record| !record.sealed.0.is_empty() && self.is_of_this_start(record.seq))
+    }
+
+    /// Seconds by which this machine's clock was ahead of this node's when its newest heartbeat
+    /// arrived, if it is alive. The time that the heartbeat was under way counts as ahead.
+    pub fn clock_ahead(&self) -> Option<i64> {
+        let (arrived, sent) = (i64::try_from(self.heard_unix?).ok()?, i64::try_from(self.heartbeat()?.unix).ok()?);
+        arrived.checked_sub(sent).filter(|_| self.alive)
     }
 
     /// Its phase, as its newest heartbeat states it; `Joining` before the first.

@@ -25,6 +25,7 @@ fn reason(isolated: Isolated) -> &'static str {
         Isolated::ShutOut => "shut_out",
         Isolated::LacksRevocations { .. } => "lacks_revocations",
         Isolated::SecondProcess => "second_process",
+        Isolated::ClockOff => "clock_off",
     }
 }
 
@@ -78,12 +79,22 @@ fn state() -> Vec<Metric> {
             &["reason"],
             "1 for the reason why this node must not publish, admit nodes or rotate keys; 0 for the others.",
             |it, out| {
-                for why in
-                    [Isolated::ShutOut, Isolated::LacksRevocations { known: 0, counted: 0 }, Isolated::SecondProcess]
-                {
+                for why in [
+                    Isolated::ShutOut,
+                    Isolated::LacksRevocations { known: 0, counted: 0 },
+                    Isolated::SecondProcess,
+                    Isolated::ClockOff,
+                ] {
                     out.flag([reason(why)], it.status.isolated.is_some_and(|isolated| reason(isolated) == reason(why)));
                 }
             },
+        ),
+        Metric::new(
+            "rustbalance_clock_offset_seconds",
+            Gauge,
+            &[],
+            "Seconds by which this machine's clock is ahead, negative if it is behind, as the Tor network or the median of the other members says; absent if nothing says it.",
+            |it, out| it.status.clock.ahead_seconds.into_iter().for_each(|ahead| out.add([], ahead as f64)),
         ),
         Metric::new(
             "rustbalance_tor_ready",

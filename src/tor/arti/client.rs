@@ -18,7 +18,7 @@
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::{Arc, Once, OnceLock};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arti_client::status::{BlockageKind, BootstrapEvents, BootstrapStatus};
 use arti_client::{ErrorKind, HasKind, TorClient};
@@ -29,6 +29,7 @@ use tokio::sync::watch;
 use tokio::time::{interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tor_circmgr::SkewEstimate;
 use tor_circmgr::hspool::HsCircPool;
 use tor_netdir::{NetDir, NetDirProvider, Timeliness};
 use tor_rtcompat::PreferredRuntime;
@@ -45,7 +46,7 @@ use crate::backoff::Backoff;
 use crate::blocking::on_disk;
 use crate::causes::with_causes;
 use crate::tor::circuits::Circuits;
-use crate::tor::{Bootstrap, TorError};
+use crate::tor::{Bootstrap, NetworkTime, TorError};
 
 /// The status message before the first progress.
 const CONNECTING: &str = "connecting to the Tor network";
@@ -107,6 +108,8 @@ pub(super) struct Shared {
     pub(super) own: Arc<Circuits>,
     pub(super) dials: Dials,
     pub(super) attempts: Arc<Attempts>,
+    /// Seconds by which this machine's clock is ahead of the relays', if Arti is sure of it.
+    ahead: Mutex<Option<i64>>,
     pub(super) launched: Launched,
     pub(super) state_dir: PathBuf,
 }
@@ -139,6 +142,7 @@ pub(super) fn start(config: ArtiConfig) -> Result<Arc<Shared>, TorError> {
         own: Arc::default(),
         dials: Dials::default(),
         attempts: Arc::default(),
+        ahead: Mutex::default(),
         launched: Launched::default(),
         state_dir: config.state_dir,
     });
@@ -180,6 +184,10 @@ async fn watch_client(
         Ok(live) => live,
         Err(error) => return shared.fail(&format!("it has bootstrapped, but a part of it is missing: {error}")),
     };
+    let mut skews = match tor.circmgr() {
+        Ok(circuits) => circuits.skew_events(),
+        Err(error) => return shared.fail(&format!("it has bootstrapped, but cannot say how clocks differ: {error}")),
+    };
     drop(tor);
     let netdir = Arc::clone(&live.netdir);
     *shared.live.write() = Some(live);
@@ -195,6 +203,7 @@ async fn watch_client(
     loop {
         tokio::select! {
             Some(status) = progress.next() => publish_progress(&bootstrap, &status),
+            Some(skew) = skews.next() => *shared.ahead.lock() = skew.as_ref().and_then(seconds_ahead),
             Some(_) = events.next() => changes.send_modify(|count| *count += 1),
             _ = check.tick() => refuses = on_disk(|| refuses_writes(&maker.cache_dir)),
         }
@@ -292,6 +301,11 @@ fn publish_progress(bootstrap: &watch::Sender<Bootstrap>, status: &BootstrapStat
     bootstrap.send_modify(|state| (state.fraction, state.message) = (status.as_frac(), in_words(status)));
 }
 
+/// Seconds by which this machine's clock is ahead, if Arti is sure of it.
+fn seconds_ahead(skew: &SkewEstimate) -> Option<i64> {
+    skew.noteworthy().then(|| skew.skew().as_secs_f64() as i64)
+}
+
 /// The parts of a client that has bootstrapped.
 fn live(tor: &Arc<TorClient<PreferredRuntime>>, attempts: &Arc<Attempts>) -> Result<ReadyClient, arti_client::Error> {
     let netdir: Arc<dyn NetDirProvider> = tor.dirmgr()?.upcast_arc();
@@ -315,6 +329,14 @@ fn in_words(status: &BootstrapStatus) -> String {
 }
 
 impl Shared {
+    /// What the network says about the time.
+    pub(super) fn time(&self) -> NetworkTime {
+        let directory = self.live().ok().and_then(|live| live.netdir.netdir(Timeliness::Unchecked).ok());
+        let valid_after = directory.map(|directory| directory.lifetime().valid_after());
+        let valid_after = valid_after.and_then(|at| Some(at.duration_since(UNIX_EPOCH).ok()?.as_secs()));
+        NetworkTime { valid_after, ahead: *self.ahead.lock() }
+    }
+
     /// The client and its parts, or why they are not available.
     pub(super) fn live(&self) -> Result<ReadyClient, TorError> {
         let live = self.live.read().clone();

@@ -17,8 +17,7 @@ use rustbalance_gossip::record::PeriodId;
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    Bootstrap, CircuitCounts, Directory, Engine, ExportedCircuitId, Incoming, IntroRequest, Listening, OpenCircuit,
-    OpenIntroPoint, OwnService, Period, TorError, Visit, VisitError,
+    Bootstrap, CircuitCounts, Directory, Engine, ExportedCircuitId, Incoming, IntroRequest, Listening, OpenCircuit, OpenIntroPoint, OwnService, Period, TorError, Visit, VisitError, NetworkTime,
 };
 use crate::keys::DiscoverySecret;
 use crate::stream::BoxStream;
@@ -107,6 +106,10 @@ impl Engine for ArtiEngine {
         streams: mpsc::Sender<Incoming>,
     ) -> Result<Box<dyn OpenIntroPoint>, TorError> {
         intro_point::open(Arc::clone(&self.shared), request, streams).await
+    }
+
+    fn time(&self) -> NetworkTime {
+        self.shared.time()
     }
 
     fn client_circuits(&self) -> CircuitCounts {

@@ -14,6 +14,8 @@
 //! Faults: [`FakeNet::latency`], [`FakeNet::kill_relay`], [`FakeNet::sever`],
 //! [`FakeNet::lose_descriptor`], [`FakeNet::deafen`], [`FakeEngine::kill`],
 //! [`FakeEngine::freeze`], [`FakeEngine::introduce_in_vain`].
+//! [`FakeEngine::kill`], [`FakeEngine::freeze`], [`FakeEngine::introduce_in_vain`],
+//! [`FakeEngine::set_time`].
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -31,8 +33,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::circuits::{ATTEMPT_LIMIT, Place, RendezvousPoint};
 use super::descriptor::DescriptorParameters;
 use super::{
-    Bootstrap, CircuitCounts, Directory, Engine, ExportedCircuitId, Incoming, IntroRequest, Listening, OpenCircuit,
-    OpenIntroPoint, OwnService, Period, Refused, TorError, Visit, VisitError,
+    Bootstrap, CircuitCounts, Directory, Engine, ExportedCircuitId, Incoming, IntroRequest, Listening, OpenCircuit, OpenIntroPoint, OwnService, Period, Refused, TorError, Visit, VisitError, NetworkTime,
 };
 use crate::counters::add_one;
 use crate::keys::{DiscoveryPublic, DiscoverySecret};
@@ -87,6 +88,7 @@ impl FakeNet {
             bootstrap: Mutex::new(Some(watch::Sender::new(ready))),
             trusted: Mutex::default(),
             circuits: Mutex::default(),
+            time: Mutex::default(),
         })
     }
 
@@ -162,6 +164,7 @@ pub struct FakeEngine {
     bootstrap: Mutex<Option<watch::Sender<Bootstrap>>>,
     trusted: Mutex<HashMap<NodeId, Vec<DiscoveryPublic>>>,
     circuits: Mutex<HashMap<OnionAddress, Arc<Circuit>>>,
+    time: Mutex<NetworkTime>,
 }
 
 impl FakeEngine {
@@ -172,6 +175,11 @@ impl FakeEngine {
         drop(self.bootstrap.lock().take());
         self.circuits().clear();
         self.net.world().remove_node(self.node.id);
+    }
+
+    /// Sets what the network says about the time.
+    pub fn set_time(&self, time: NetworkTime) {
+        *self.time.lock() = time;
     }
 
     /// Stops all traffic to and from this node without closing its connections; `freeze(false)`
@@ -441,6 +449,10 @@ impl Engine for FakeEngine {
             Ok(Box::new(FakePoint { net: self.net.clone(), point, lost }) as Box<dyn OpenIntroPoint>)
         };
         self.within(|| "opening an introduction point".into(), Duration::from_secs(90), opening).await
+    }
+
+    fn time(&self) -> NetworkTime {
+        *self.time.lock()
     }
 
     fn client_circuits(&self) -> CircuitCounts {

@@ -7,11 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use rustbalance::control::{
-    AlarmStatus, Bootstrap, CanaryDirectoryState, CanaryDirectoryStatus, CanaryPointState, CanaryPointStatus,
-    CanaryRepairStatus, CanaryRunStatus, CanaryStatus, CircuitList, Handler, IntroPointStatus, InvitationState,
-    InvitationStatus, LinkStatus, MemberStatus, OtherPublisherStatus, PortStatus, PublicationStatus,
-    PublishedPeriodStatus, PublishedPointStatus, PublisherStatus, Request, Response, SOCKET_NAME, StandInStatus,
-    Status, TrafficStatus, UsageStatus, WireguardPeerStatus, WireguardStatus, WireguardSwitch, bind, call, serve,
+    AlarmStatus, Bootstrap, CanaryDirectoryState, CanaryDirectoryStatus, CanaryPointState, CanaryPointStatus, CanaryRepairStatus, CanaryRunStatus, CanaryStatus, CircuitList, Handler, IntroPointStatus, InvitationState, InvitationStatus, LinkStatus, MemberStatus, OtherPublisherStatus, PortStatus, PublicationStatus, PublishedPeriodStatus, PublishedPointStatus, PublisherStatus, Request, Response, SOCKET_NAME, StandInStatus, Status, TrafficStatus, UsageStatus, WireguardPeerStatus, WireguardStatus, WireguardSwitch, bind, call, serve, ClockStatus,
 };
 use rustbalance_gossip::record::Role;
 use rustbalance_gossip::view::Condition;
@@ -276,6 +272,7 @@ fn example() -> Status {
         files_allowed: None,
         files_needed: 4352,
         isolated: None,
+        clock: ClockStatus { ahead_seconds: Some(-9), witness: Some("members".into()), proven: true },
         wireguard: WireguardStatus {
             state: WireguardSwitch::On,
             problem: None,
