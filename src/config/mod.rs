@@ -21,8 +21,8 @@ use rustbalance_mesh::MeshLimits;
 use toml::de::DeTable;
 use tracing::warn;
 
-use crate::canary::plan::CanarySettings;
 use crate::alerts::AlertSettings;
+use crate::canary::plan::CanarySettings;
 use crate::health::HealthSettings;
 use crate::join::DoorLimits;
 use crate::link::{LINK_PORT, LinkLimits};

@@ -17,8 +17,8 @@ use super::{
     ARTI_FILE_NAME, ClusterConfig, Config, FurtherPorts, GossipConfig, LogConfig, MetricsConfig, NodeConfig,
     WIREGUARD_PORT, WireguardConfig, WireguardDevice, check_virtual_port,
 };
-use crate::canary::plan::CanarySettings;
 use crate::alerts::{AlertEvent, AlertSettings, Argv, Webhook};
+use crate::canary::plan::CanarySettings;
 use crate::control::ProblemKind;
 use crate::frame;
 use crate::health::HealthSettings;

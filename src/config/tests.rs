@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
-use crate::proxy::{ProxyProtocol, Target};
 use crate::alerts::Rules;
 use crate::proxy::Target;
+use crate::proxy::{ProxyProtocol, Target};
 use proptest::prelude::*;
 
 const PORT: &str = "[[port]]\nvirtual = 80\ntarget = \"127.0.0.1:8080\"\n";

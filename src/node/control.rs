@@ -28,7 +28,8 @@ use crate::causes::with_causes;
 use crate::clock::{ClockVerdict, unix_now};
 use crate::config::{Change, LiveConfig, Reloaded};
 use crate::control::{
-    Bootstrap, CanaryStatus, Handler, LinkStatus, Request, Response, Status, TrafficStatus, UsageStatus, WireguardStatus, ClockStatus,
+    Bootstrap, CanaryStatus, ClockStatus, Handler, LinkStatus, Request, Response, Status, TrafficStatus, UsageStatus,
+    WireguardStatus,
 };
 use crate::counters::Counters;
 use crate::discovery::Discovery;

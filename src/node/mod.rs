@@ -37,8 +37,8 @@ pub use reload::{ReloadError, reload};
 
 mod admission;
 pub mod alarms;
-mod canary;
 mod alerting;
+mod canary;
 mod check;
 mod circuits;
 pub mod cluster;

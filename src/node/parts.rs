@@ -102,9 +102,20 @@ pub(super) async fn start(
         Ok(())
     });
     // The cell is set once: a daemon starts its parts once.
-    let running =
-        RunningParts { cluster, links, services, discovery, engine, limits, proxy, gossip, alarms, wireguard, canary };
-        RunningParts { cluster, links, services, discovery, engine, limits, proxy, gossip, alarms, wireguard, clock };
+    let running = RunningParts {
+        cluster,
+        links,
+        services,
+        discovery,
+        engine,
+        limits,
+        proxy,
+        gossip,
+        alarms,
+        wireguard,
+        canary,
+        clock,
+    };
     let _ = daemon.running.set(running);
     Ok(())
 }

@@ -4,16 +4,9 @@
 //! Each test runs one attack; the attacker has real keys where the attack needs them. The test
 //! checks that the cluster stays healthy and serves during the attack, that no false record is
 //! accepted, and that `status` counts the refusals. There is no attacker in [`tor`] (a node loses
-//! its Tor client), [`canary`], [`newcomer`] (a node joins), [`operators`], [`upgrades`],
-//! [`later`], [`services`], [`monitors`] and parts of [`wireguard`]; in [`outages`] an outsider
-//! only observes.
-//! its Tor client), [`newcomer`] (a node joins), [`operators`], [`upgrades`], [`later`],
-//! [`services`], [`monitors`], most of [`circuits`] and parts of [`wireguard`]; in [`outages`] an
-//! outsider only observes.
-//! its Tor client), [`newcomer`] (a node joins), [`restored`], [`operators`], [`upgrades`],
-//! [`later`], [`services`], [`monitors`] and parts of [`wireguard`]; in [`outages`] an outsider
-//! [`services`], [`monitors`], [`alerts`] and parts of [`wireguard`]; in [`outages`] an outsider
-//! only observes.
+//! its Tor client), [`alerts`], [`canary`], [`newcomer`] (a node joins), [`restored`],
+//! [`operators`], [`upgrades`], [`later`], [`services`], [`monitors`], most of [`circuits`] and
+//! parts of [`wireguard`]; in [`outages`] an outsider only observes.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 #![allow(clippy::disallowed_methods)]
 

@@ -78,7 +78,6 @@ fn both_formats_have_the_same_values_under_the_same_names() {
 }
 
 /// The labels that may exist. Each is about this cluster, its configuration or this program.
-const LABELS: [&str; 14] = [
 const LABELS: [&str; 15] = [
     "address",
     "cluster",

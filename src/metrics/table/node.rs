@@ -148,6 +148,10 @@ fn canary() -> Vec<Metric> {
             &["kind"],
             "Repairs that followed: republish, replace_point, rebuild_circuits.",
             |it, out| it.status.canary.repairs.iter().for_each(|(kind, count)| out.add([kind], *count as f64)),
+        ),
+    ]
+}
+
 fn alerts() -> Vec<Metric> {
     vec![
         Metric::new(

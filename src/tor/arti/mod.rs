@@ -17,7 +17,8 @@ use rustbalance_gossip::record::PeriodId;
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    Bootstrap, CircuitCounts, Directory, Engine, ExportedCircuitId, Incoming, IntroRequest, Listening, OpenCircuit, OpenIntroPoint, OwnService, Period, TorError, Visit, VisitError, NetworkTime,
+    Bootstrap, CircuitCounts, Directory, Engine, ExportedCircuitId, Incoming, IntroRequest, Listening, NetworkTime,
+    OpenCircuit, OpenIntroPoint, OwnService, Period, TorError, Visit, VisitError,
 };
 use crate::keys::DiscoverySecret;
 use crate::stream::BoxStream;

@@ -13,9 +13,7 @@
 //!
 //! Faults: [`FakeNet::latency`], [`FakeNet::kill_relay`], [`FakeNet::sever`],
 //! [`FakeNet::lose_descriptor`], [`FakeNet::deafen`], [`FakeEngine::kill`],
-//! [`FakeEngine::freeze`], [`FakeEngine::introduce_in_vain`].
-//! [`FakeEngine::kill`], [`FakeEngine::freeze`], [`FakeEngine::introduce_in_vain`],
-//! [`FakeEngine::set_time`].
+//! [`FakeEngine::freeze`], [`FakeEngine::introduce_in_vain`], [`FakeEngine::set_time`].
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -33,7 +31,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::circuits::{ATTEMPT_LIMIT, Place, RendezvousPoint};
 use super::descriptor::DescriptorParameters;
 use super::{
-    Bootstrap, CircuitCounts, Directory, Engine, ExportedCircuitId, Incoming, IntroRequest, Listening, OpenCircuit, OpenIntroPoint, OwnService, Period, Refused, TorError, Visit, VisitError, NetworkTime,
+    Bootstrap, CircuitCounts, Directory, Engine, ExportedCircuitId, Incoming, IntroRequest, Listening, NetworkTime,
+    OpenCircuit, OpenIntroPoint, OwnService, Period, Refused, TorError, Visit, VisitError,
 };
 use crate::counters::add_one;
 use crate::keys::{DiscoveryPublic, DiscoverySecret};

@@ -7,7 +7,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use rustbalance::control::{
-    AlarmStatus, Bootstrap, CanaryDirectoryState, CanaryDirectoryStatus, CanaryPointState, CanaryPointStatus, CanaryRepairStatus, CanaryRunStatus, CanaryStatus, CircuitList, Handler, IntroPointStatus, InvitationState, InvitationStatus, LinkStatus, MemberStatus, OtherPublisherStatus, PortStatus, PublicationStatus, PublishedPeriodStatus, PublishedPointStatus, PublisherStatus, Request, Response, SOCKET_NAME, StandInStatus, Status, TrafficStatus, UsageStatus, WireguardPeerStatus, WireguardStatus, WireguardSwitch, bind, call, serve, ClockStatus,
+    AlarmStatus, Bootstrap, CanaryDirectoryState, CanaryDirectoryStatus, CanaryPointState, CanaryPointStatus,
+    CanaryRepairStatus, CanaryRunStatus, CanaryStatus, CircuitList, ClockStatus, Handler, IntroPointStatus,
+    InvitationState, InvitationStatus, LinkStatus, MemberStatus, OtherPublisherStatus, PortStatus, PublicationStatus,
+    PublishedPeriodStatus, PublishedPointStatus, PublisherStatus, Request, Response, SOCKET_NAME, StandInStatus,
+    Status, TrafficStatus, UsageStatus, WireguardPeerStatus, WireguardStatus, WireguardSwitch, bind, call, serve,
 };
 use rustbalance_gossip::record::Role;
 use rustbalance_gossip::view::Condition;
