@@ -43,7 +43,8 @@ pub fn unix_now() -> u64 {
 /// epoch: no correct clock shows less. Raised with each release.
 pub const RELEASED: u64 = 1_767_225_600;
 
-/// Times that a clock may show: up to twelve years after the release, because memberships last ten.
+/// Times that a clock may show: up to twelve years after the release. Memberships of the first
+/// versions last ten.
 pub const PLAUSIBLE: std::ops::RangeInclusive<u64> = RELEASED..=RELEASED + 12 * 365 * 24 * 3600;
 
 /// A time in seconds since the Unix epoch as text, such as `2026-01-01T00:00:00Z`; `None` from

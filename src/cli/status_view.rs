@@ -56,7 +56,7 @@ fn head(text: &mut String, status: &Status, paint: Paint) {
 
 fn members(text: &mut String, status: &Status, paint: Paint) {
     let mut table = table(
-        &["NODE", "ROLE", "STATE", "HEARD", "OFFERS", "PUBLISHED", "PRIORITY", "WEIGHT", "INVITATION"],
+        &["NODE", "ROLE", "STATE", "HEARD", "OFFERS", "PUBLISHED", "PRIORITY", "WEIGHT", "ENDS IN", "INVITATION"],
         &[4, 5, 6, 7],
     );
     let dash = |value: Option<u8>| value.map_or("-".into(), |value| value.to_string());
@@ -74,10 +74,16 @@ fn members(text: &mut String, status: &Status, paint: Paint) {
             member.published.to_string(),
             dash(member.priority),
             dash(member.weight),
+            time(member.membership_left_seconds),
             member.invitation.as_deref().map_or("-", short).into(),
         ]);
     }
-    section(text, "Nodes (* publishes; OFFERS and PUBLISHED count introduction points)", &table, paint);
+    section(
+        text,
+        "Nodes (* publishes; OFFERS and PUBLISHED count introduction points; ENDS IN: membership, unless renewed)",
+        &table,
+        paint,
+    );
 }
 
 fn state(member: &MemberStatus) -> String {
@@ -259,6 +265,8 @@ mod tests {
             weight: Some(1),
             ports: Some(vec![80]),
             doubled_seconds: None,
+            membership_ends: 1_797_000_000,
+            membership_left_seconds: 25 * 86_400 + 7200,
         }
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use rustbalance_gossip::coordinator::Isolated;
+use rustbalance_gossip::record::NEAR_END_SECONDS;
 use rustbalance_gossip::view::Condition;
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +58,8 @@ pub enum ProblemKind {
     NodeNotPublished,
     /// The canary did not reach what a client may use.
     CanaryFault,
+    /// A membership should have been renewed, and ends soon.
+    CertificateNearEnd,
 }
 
 /// A problem with what to do about it.
@@ -175,6 +178,7 @@ impl Status {
     fn member_problems(&self) -> Vec<Problem> {
         let mut list: Vec<Problem> = self.members.iter().filter_map(duplicate_key).collect();
         list.extend(self.members.iter().filter_map(lost));
+        list.extend(self.members.iter().filter_map(near_end));
         let serving = |member: &&MemberStatus| member.alive && member.phase == Some(Condition::Healthy);
         if !self.members.is_empty() && !self.members.iter().any(|member| serving(&member)) {
             list.push(Problem::new(ProblemKind::NoNodeHealthy, "", "no node is healthy"));
@@ -218,6 +222,26 @@ fn lost(member: &MemberStatus) -> Option<Problem> {
         Some(seconds) => format!("node {node} has been silent for {}", time(seconds as u64)),
     };
     Some(Problem::new(ProblemKind::NodeLost, &member.node, text))
+}
+
+/// A membership that no publisher has renewed in time.
+fn near_end(member: &MemberStatus) -> Option<Problem> {
+    let left = member.membership_left_seconds;
+    if left >= NEAR_END_SECONDS {
+        return None;
+    }
+    let (node, left) = (short(&member.node), time(left));
+    let text = match member.alive {
+        true => format!(
+            "the membership of node {node} ends in {left}: it is renewed while a publisher runs, so start one, and check the \
+             clocks of the machines; a worker whose membership has ended must join again"
+        ),
+        false => format!(
+            "node {node} is away, and its membership ends in {left}: start it before, or it must join again (a publisher \
+             need not); if it does not come back, evict it"
+        ),
+    };
+    Some(Problem::new(ProblemKind::CertificateNearEnd, &member.node, text))
 }
 
 /// Ports that some nodes serve and others do not. A client may reach any node, so all should serve

@@ -152,6 +152,13 @@ pub struct MemberStatus {
     /// How long ago its heartbeats last showed that two processes run with its key, in seconds;
     /// `None` if they never have.
     pub doubled_seconds: Option<u64>,
+    /// When its membership ends unless it is renewed, in seconds since the Unix epoch; 0 in the
+    /// answer of an older daemon.
+    #[serde(default)]
+    pub membership_ends: u64,
+    /// The time until then, in seconds.
+    #[serde(default)]
+    pub membership_left_seconds: u64,
 }
 
 /// One of this node's introduction points.

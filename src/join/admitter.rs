@@ -10,13 +10,13 @@
 use rustbalance_gossip::bytes::{FixedBytes, VarBytes};
 use rustbalance_gossip::codec::{self, DecodeError};
 use rustbalance_gossip::id::{InvitationId, NodeId};
-use rustbalance_gossip::record::{Chain, Invitation, Member, MemberCertificate, Role};
+use rustbalance_gossip::record::{Chain, Invitation, MEMBERSHIP_SECONDS, Member, MemberCertificate, Role};
 use rustbalance_gossip::signed::Verified;
 
+use super::MAX_SKEW;
 use super::message::{self, Answer, Challenge, FromJoiner, FromPublisher, Hello, JoinRefusal, Redeem};
 use super::parcel::{Facts, JoinedService, Parcel, PublisherSecrets};
 use super::transcript::{self, BY_NODE, BY_PUBLISHER, BY_TOKEN, Fresh};
-use super::{MAX_SKEW, MEMBERSHIP_SECONDS};
 use crate::discovery::Offer;
 use crate::frame;
 use crate::keys::{AuthoritySecret, NodeSecret, PointSeed, ServiceSecrets};
@@ -24,7 +24,8 @@ use crate::keys::{AuthoritySecret, NodeSecret, PointSeed, ServiceSecrets};
 /// The identity and secrets of the publisher that admits.
 #[derive(Debug)]
 pub struct Publisher {
-    /// The membership of this publisher.
+    /// The membership of this publisher, as of its start. Joiners are shown the one in
+    /// [`Admissions::member`], which is renewed meanwhile.
     pub membership: Member,
     /// The node key of this publisher.
     pub node: NodeSecret,
@@ -243,7 +244,7 @@ impl Admission {
         let discovery = cluster.discovery().ok_or(JoinRefusal::Failed)?;
         let facts = Facts {
             signature: FixedBytes(transcript::sign(BY_PUBLISHER, &transcript, &us.node)),
-            publisher: us.membership.chain(),
+            publisher: cluster.member(&publisher).as_ref().unwrap_or(&us.membership).chain(),
             member: member.chain(),
             members: cluster.chains(),
             services: cluster.services(),

@@ -4,16 +4,13 @@
 use rand::CryptoRng;
 use rustbalance_gossip::codec::DecodeError;
 use rustbalance_gossip::id::ClusterId;
-use rustbalance_gossip::record::{AuthorityCertificate, Chain, Member, MemberCertificate, Role};
+use rustbalance_gossip::record::{AuthorityCertificate, Chain, MEMBERSHIP_SECONDS, Member, MemberCertificate, Role};
 use rustbalance_gossip::signed::{Statement, Verified};
 
 use super::joiner::Joined;
 use crate::discovery::{Discovery, KeyRing};
 use crate::keys::{AuthoritySecret, IdentitySecret, NodeSecret, PointSeed, ServiceSecrets};
 use crate::store::{Draft, InitialContents, SetupCommand, Store, StoreError};
-
-/// Lifetime of a membership, in seconds: ten years. Only a revocation ends it earlier.
-pub const MEMBERSHIP_SECONDS: u64 = 10 * 365 * 86_400;
 
 /// Founds a cluster of one node, at `unix` seconds since the epoch, with the imported master key or
 /// a new one.

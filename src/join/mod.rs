@@ -23,7 +23,7 @@
 //! makes a token.
 
 pub use admitter::{Admission, Admissions, Effect, Event, Outcome, Publisher, Redemption};
-pub use founding::{MEMBERSHIP_SECONDS, found, found_with, persist_joined};
+pub use founding::{found, found_with, persist_joined};
 pub use invite::{InviteError, MAX_LIFETIME, Terms, invite};
 pub use joiner::{JoinError, Joined, Joiner, Step};
 pub use message::JoinRefusal;

@@ -60,7 +60,7 @@ pub struct LinkConfig {
     pub faster: Vec<Arc<dyn Route>>,
     /// This node's key.
     pub identity: NodeSecret,
-    /// This node's certificates.
+    /// This node's certificates at its start.
     pub membership: Member,
     /// The newest discovery key. Links hand it to each peer that may have it.
     pub discovery: watch::Receiver<Option<Arc<Discovery>>>,
@@ -142,6 +142,12 @@ pub struct MemberSet {
     /// Nodes that are not members, evicted or otherwise, even if their certificate is valid; each
     /// with the authority's revocation.
     pub revoked: BTreeMap<NodeId, Verified<Revocation>>,
+    /// The end of each member's certificate, in seconds since the Unix epoch. A link lasts as long
+    /// as the later of this and the one that its handshake showed.
+    pub ends: BTreeMap<NodeId, u64>,
+    /// This node's certificates, which handshakes show from now on. `None`: those in
+    /// [`LinkConfig`].
+    pub own: Option<Arc<Member>>,
     /// The facts of this node. Links compare them with each peer's, and hand over those the peer
     /// lacks.
     pub facts: Arc<SharedFacts>,

@@ -37,7 +37,7 @@ pub(super) struct Link {
     pub(super) route: RouteKind,
     pub(super) outgoing: bool,
     since: Instant,
-    /// End of the peer's certificate, in seconds since the epoch.
+    /// End of the certificate that the peer showed, in seconds since the epoch.
     expires: u64,
     unneeded: Option<Instant>,
     pub(super) out: Arc<OutQueue>,
@@ -386,7 +386,8 @@ impl Pool {
             let needed = wanted.contains(&link.peer) || !link.outgoing;
             link.unneeded = if needed { None } else { link.unneeded.or(Some(now)) };
             let idle = link.unneeded.is_some_and(|since| now.saturating_duration_since(since) >= CLOSE_UNNEEDED_AFTER);
-            if set.revoked.contains_key(&link.peer) || link.expires < unix || idle {
+            let expires = set.ends.get(&link.peer).map_or(link.expires, |end| link.expires.max(*end));
+            if set.revoked.contains_key(&link.peer) || expires < unix || idle {
                 link.close.cancel();
             }
         }

@@ -53,7 +53,8 @@ pub(super) struct Shared {
     /// Further routes, best first.
     faster: Vec<Arc<dyn Route>>,
     identity: NodeSecret,
-    membership: Member,
+    /// This node's certificates at its start.
+    membership: Arc<Member>,
     limits: watch::Receiver<LinkLimits>,
     pub(super) counters: Counters,
     members: watch::Receiver<MemberSet>,
@@ -91,7 +92,7 @@ impl Shared {
             base: config.base,
             faster: config.faster,
             identity: config.identity,
-            membership: config.membership,
+            membership: Arc::new(config.membership),
             limits: config.limits,
             counters: config.counters,
             members,
@@ -145,10 +146,15 @@ impl Shared {
         self.faster.iter().find(|route| route.kind() == kind).unwrap_or(&self.base)
     }
 
-    /// This side of a handshake over `channel`.
-    fn own(&self, channel: &Channel) -> HandshakeSide<'_> {
+    /// This node's newest certificates.
+    fn membership(&self) -> Arc<Member> {
+        self.members.borrow().own.clone().unwrap_or_else(|| Arc::clone(&self.membership))
+    }
+
+    /// This side of a handshake over `channel`, with these certificates of this node.
+    fn own<'a>(&'a self, membership: &'a Member, channel: &Channel) -> HandshakeSide<'a> {
         HandshakeSide {
-            membership: &self.membership,
+            membership,
             key: &self.identity,
             route: channel.route,
             binding: channel.binding,
@@ -178,7 +184,8 @@ impl Shared {
         purpose: Purpose,
     ) -> Result<(BoxStream, Member), LinkError> {
         let mut channel = route.dial(to, self.limits().dial).await?;
-        let dialler = Dialler { own: self.own(&channel), dialled: to, purpose };
+        let membership = self.membership();
+        let dialler = Dialler { own: self.own(&membership, &channel), dialled: to, purpose };
         let stream = &mut channel.stream;
         let broken = |error| LinkError::Broken(to, error);
         let listener_handshake = async {
@@ -405,7 +412,8 @@ type HandshakeOutcome = Result<(ProvedPeer, Option<Place>), Refused>;
 /// Sends the challenge, reads the proof, sends the answer. A refusal is sent to the dialler and
 /// returned.
 async fn listener_handshake(shared: &Arc<Shared>, channel: &mut Channel) -> Result<HandshakeOutcome, MessageError> {
-    let (listener, challenge) = Listener::new(shared.own(channel))?;
+    let membership = shared.membership();
+    let (listener, challenge) = Listener::new(shared.own(&membership, channel))?;
     let (route, stream) = (channel.route, &mut channel.stream);
     frame::write(stream, &challenge).await?;
     let judged = match frame::read(stream, MAX_UNPROVEN).await {

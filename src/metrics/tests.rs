@@ -24,6 +24,8 @@ fn member(letter: &str, me: bool) -> MemberStatus {
         weight: Some(1),
         ports: Some(vec![80]),
         doubled_seconds: None,
+        membership_ends: 1_800_000_000,
+        membership_left_seconds: 2_000_000,
     }
 }
 

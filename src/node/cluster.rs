@@ -21,7 +21,7 @@ use rustbalance_gossip::bytes::VarBytes;
 use rustbalance_gossip::coordinator::{Action, Coordinator, Event, Leadership};
 use rustbalance_gossip::facts::SharedFacts;
 use rustbalance_gossip::id::{ClusterId, NodeId, ServiceId};
-use rustbalance_gossip::record::{Chain, Phase, Revocation, Role};
+use rustbalance_gossip::record::{Chain, MemberCertificate, Phase, Renewal, Revocation, Role};
 use rustbalance_gossip::signed::{Statement, Verified};
 use rustbalance_gossip::stand_in::UnattendedPoint;
 use rustbalance_gossip::time::Now;
@@ -33,7 +33,7 @@ use tracing::{error, info, warn};
 
 use super::alarms::Alarms;
 use super::writer::DesiredState;
-use crate::clock::{Clock, unix_now};
+use crate::clock::{Clock, date, unix_now};
 use crate::drive::{Driver, Jobs, Machine, Shell};
 use crate::keys::AuthoritySecret;
 use crate::link::MemberSet;
@@ -218,6 +218,8 @@ struct ClusterShell {
     invitations_changed: bool,
     facts_changed: bool,
     endpoints_changed: bool,
+    /// Renewed certificates to be signed.
+    renewals: Vec<MemberCertificate>,
     /// Senders to notify once the current events have been handled.
     waiting: Vec<oneshot::Sender<()>>,
     cluster: ClusterId,
@@ -279,6 +281,7 @@ pub fn start(parts: ClusterParts) -> (Cluster, Decisions, Disk, Starting) {
         invitations_changed: false,
         facts_changed: false,
         endpoints_changed: false,
+        renewals: Vec::new(),
         waiting: Vec::new(),
         cluster,
         alarms,
@@ -360,6 +363,7 @@ impl Shell<Shared> for ClusterShell {
             Action::InvitationsChanged => self.invitations_changed = true,
             Action::FactsChanged => self.facts_changed = true,
             Action::EndpointsChanged => self.endpoints_changed = true,
+            Action::Renew(certificate) => self.renewals.push(certificate),
         }
     }
 
@@ -367,7 +371,7 @@ impl Shell<Shared> for ClusterShell {
     fn settle(&mut self, machine: &Shared, now: Now) -> Vec<Event> {
         let coordinator = lock(&machine.0);
         let (members, invitations) = (mem::take(&mut self.members_changed), mem::take(&mut self.invitations_changed));
-        let mut signed = Vec::new();
+        let mut signed: Vec<_> = mem::take(&mut self.renewals).into_iter().filter_map(|it| self.renew(it)).collect();
         if members {
             signed.extend(self.apply_members(coordinator.view(), coordinator.chains()));
         }
@@ -434,6 +438,14 @@ impl ClusterShell {
         self.desired.send_if_modified(|desired| put(&mut desired.facts, known.complete_statements()));
     }
 
+    /// Signs a member's renewed certificate, and the fact that carries it.
+    fn renew(&self, certificate: MemberCertificate) -> Option<Event> {
+        let (node, expires) = (certificate.node, certificate.expires);
+        let renewal = self.sign(Renewal::of(&self.sign(certificate)?))?;
+        info!(node = %node.short(), expires = date(expires), "renewed the membership");
+        Some(Event::Fact(renewal.into()))
+    }
+
     /// Signs as the cluster's authority; `None` if this node does not have its key.
     fn sign<T: Statement>(&self, statement: T) -> Option<Verified<T>> {
         let authority = self.authority.as_ref()?;
@@ -481,7 +493,10 @@ impl ClusterShell {
         let publishers = publishers.map(|member| member.node()).collect();
         let revoked =
             view.revocations().complete_statements().map(|revocation| (revocation.node, revocation.clone())).collect();
-        sync::publish(&self.members, MemberSet { members, publishers, revoked, facts: Arc::clone(&self.facts) });
+        let ends = view.members().map(|member| (member.node(), member.member.certificate.expires)).collect();
+        let own = view.member(&view.me()).map(|own| Arc::new(own.member.clone()));
+        let facts = Arc::clone(&self.facts);
+        sync::publish(&self.members, MemberSet { members, publishers, revoked, ends, own, facts });
     }
 }
 

@@ -174,7 +174,7 @@ fn start_links(
         base: Arc::new(TorRoute::new(Arc::clone(needs.engine))),
         faster: vec![faster],
         identity: store.node_secret()?,
-        membership: store.membership().clone(),
+        membership: store.newest_membership()?,
         discovery,
         limits: needs.live.links(),
         counters: needs.counters.clone(),
@@ -207,7 +207,7 @@ async fn start_gossip(
 fn coordinator(needs: &MeshInputs<'_>, boot: Boot) -> Result<Coordinator, NodeError> {
     let MeshInputs { store, live, authority, .. } = *needs;
     let settings = known::settings(store, live, boot, authority)?;
-    let coordinator = Coordinator::new(settings, Box::new(store.node_secret()?), store.membership().clone());
+    let coordinator = Coordinator::new(settings, Box::new(store.node_secret()?), store.newest_membership()?);
     Ok(coordinator.with_point_check(point_check(authority.map(AuthoritySecret::duplicate))))
 }
 

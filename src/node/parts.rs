@@ -124,7 +124,7 @@ pub(super) async fn start(
 fn admitting(store: &Store, secrets: Option<&PublisherSecrets>) -> Result<Option<Admitting>, NodeError> {
     let Some(PublisherSecrets { authority, .. }) = secrets else { return Ok(None) };
     Ok(Some(Admitting {
-        membership: store.membership().clone(),
+        membership: store.newest_membership()?,
         node: store.node_secret()?,
         authority: authority.duplicate(),
         services: store.service_secrets()?,

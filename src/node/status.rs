@@ -85,6 +85,8 @@ fn member_status(member: &MemberView, me: NodeId, wanted: &BTreeMap<Source, usiz
         weight: member.card().map(|card| card.weight),
         ports: member.card().map(|card| card.ports.clone()),
         doubled_seconds: member.duplicate_key_seen.map(|at| now.mono.saturating_sub(at).as_secs()),
+        membership_ends: member.member.certificate.expires,
+        membership_left_seconds: member.member.certificate.left(now.unix),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use rustbalance_gossip::bytes::VarBytes;
 use rustbalance_gossip::facts::{AllFacts, CarriedFact};
-use rustbalance_gossip::record::{AnyFact, Fact, Invitation, Revocation};
+use rustbalance_gossip::record::{AnyFact, Fact, Invitation, Member, Revocation};
 use rustbalance_gossip::signed::{Statement, Strict, Unverified, Verified};
 use tracing::warn;
 
@@ -25,12 +25,22 @@ impl Store {
             match fact {
                 AnyFact::Invitation(invitation) => invitations.push(invitation.clone()),
                 AnyFact::Revocation(revocation) => revocations.push(revocation.clone()),
-                AnyFact::Service(_) | AnyFact::Unknown(_) => others.push(fact.clone()),
+                AnyFact::Service(_) | AnyFact::Renewal(_) | AnyFact::Unknown(_) => others.push(fact.clone()),
             }
         }
         self.put_revocations(&revocations)?;
         self.put_invitations(&invitations, unix)?;
         self.put_others(others, unix)
+    }
+
+    /// This node's certificates with the latest end: those of [`Store::membership`], or renewed
+    /// ones. Signatures have been checked, expiry has not.
+    pub fn newest_membership(&self) -> Result<Member, StoreError> {
+        let (own, facts) = (&self.membership, self.other_facts()?);
+        let renewed = facts.renewals.get(&self.node_id()).and_then(|renewal| renewal.chain(&own.authority).ok());
+        let renewed = renewed.and_then(|chain| chain.verify(self.cluster(), 0).ok());
+        let later = renewed.filter(|renewed| renewed.certificate.expires > own.certificate.expires);
+        Ok(later.unwrap_or_else(|| own.clone()))
     }
 
     /// Facts of the kinds that have no file of their own.

@@ -217,7 +217,8 @@ impl Store {
         self.membership.node()
     }
 
-    /// This node's certificates. Signatures have been checked, expiry has not.
+    /// The certificates with which this node became a member. Signatures have been checked, expiry
+    /// has not: see [`Store::newest_membership`].
     pub fn membership(&self) -> &Member {
         &self.membership
     }

@@ -7,6 +7,9 @@
 //! its Tor client), [`alerts`], [`canary`], [`newcomer`] (a node joins), [`restored`],
 //! [`operators`], [`upgrades`], [`later`], [`services`], [`monitors`], most of [`circuits`] and
 //! parts of [`wireguard`]; in [`outages`] an outsider only observes.
+//! its Tor client), [`newcomer`] (a node joins), [`operators`], [`upgrades`], [`later`],
+//! [`services`], [`monitors`] and parts of [`wireguard`] and [`memberships`]; in [`outages`] an
+//! outsider only observes.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 #![allow(clippy::disallowed_methods)]
 
@@ -28,6 +31,7 @@ mod intruder;
 mod later;
 mod links;
 mod member;
+mod memberships;
 #[path = "../fixtures/monitor.rs"]
 mod monitor;
 mod monitors;

@@ -4,10 +4,12 @@ use std::convert::Infallible;
 
 use rand::{TryCryptoRng, TryRng};
 use rustbalance::discovery::Discovery;
-use rustbalance::join::{MEMBERSHIP_SECONDS, Token};
+use rustbalance::join::Token;
 use rustbalance::keys::{AuthoritySecret, IdentitySecret, NodeSecret, TokenSecret};
 use rustbalance_gossip::id::{ClusterId, InvitationId};
-use rustbalance_gossip::record::{AuthorityCertificate, Invitation, Member, MemberCertificate, Role};
+use rustbalance_gossip::record::{
+    AuthorityCertificate, Invitation, MEMBERSHIP_SECONDS, Member, MemberCertificate, Role,
+};
 use rustbalance_gossip::signed::{Sign, Statement, Verified};
 use serde_json::{Value, json};
 use zeroize::Zeroizing;

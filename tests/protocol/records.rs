@@ -16,7 +16,7 @@ use rustbalance_gossip::view::{Condition, View};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use crate::cast::{NOW, VectorKeys, bytes, sign};
+use crate::cast::{FOUNDED, NOW, VectorKeys, bytes, sign};
 use crate::{hex, render, unhex};
 
 /// An example of every form of CBOR in use.
@@ -153,6 +153,7 @@ pub(crate) fn statement_cases(cast: &VectorKeys) -> Vec<(&'static str, Box<dyn V
         ("invitation_redeemed", Box::new(statement_case(invitation_redeemed(cast), authority()))),
         ("revocation", Box::new(statement_case(revocation(cast), authority()))),
         ("service", Box::new(statement_case(served(cast), authority()))),
+        ("renewal", Box::new(statement_case(renewal(cast), authority()))),
         ("discovery_key", Box::new(statement_case((*cast.discovery(1).key).clone(), authority()))),
         ("node_card", Box::new(statement_case(card, alpha()))),
         ("heartbeat", Box::new(statement_case(heartbeat(cast), alpha()))),
@@ -165,6 +166,12 @@ pub(crate) fn statement_cases(cast: &VectorKeys) -> Vec<(&'static str, Box<dyn V
 
 pub(crate) fn revocation(cast: &VectorKeys) -> Revocation {
     Revocation { cluster: cast.cluster(), node: cast.beta.node_id(), revoked: NOW }
+}
+
+/// Alpha's certificate, renewed half of its lifetime after the founding.
+fn renewal(cast: &VectorKeys) -> Renewal {
+    let renewed = cast.founder().certificate.renewed(FOUNDED + MEMBERSHIP_SECONDS / 2);
+    Renewal::of(&sign(renewed, &cast.authority))
 }
 
 /// The worker's invitation after beta has joined with it.
@@ -252,6 +259,7 @@ pub(crate) fn check_view(cast: &VectorKeys, vectors: &Value) {
         (invitation, "invitation"),
         (RecordKind::Revocation(cast.beta.node_id()), "revocation"),
         (RecordKind::Service(service), "service"),
+        (RecordKind::Renewal(alpha), "renewal"),
     ] {
         kinds.remove(kind.key().split('/').next().unwrap());
         let outcome = view.ingest(alpha, kind, &unhex(&vectors[name]["envelope"]), now);
@@ -267,4 +275,5 @@ pub(crate) fn check_view(cast: &VectorKeys, vectors: &Value) {
     assert!(view.invitations().get(&cast.token(Role::Worker).invitation_id()).is_some());
     assert!(view.revoked(&cast.beta.node_id()));
     assert_eq!(view.facts().services.get(&service), Some(&served(cast)));
+    assert_eq!(known.member.certificate.expires, renewal(cast).expires);
 }

@@ -213,6 +213,7 @@ STATEMENTS = {
     "invitation_redeemed": ("rustbalance invitation v1", "authority", 16384),
     "revocation": ("rustbalance revocation v1", "authority", 512),
     "service": ("rustbalance record svc", "authority", 4096),
+    "renewal": ("rustbalance record renewal", "authority", 1024),
     "discovery_key": ("rustbalance discovery key v1", "authority", 512),
     "node_card": ("rustbalance node card v1", "alpha", 4096),
     "heartbeat": ("rustbalance heartbeat v2", "alpha", 512),

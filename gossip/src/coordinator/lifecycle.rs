@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::Now;
 use super::isolation::{Isolated, Isolation};
-use crate::record::{Heartbeat, Phase};
+use crate::record::{Heartbeat, Phase, Role};
 use crate::view::{Standing, View};
 
 /// The state of the cluster on which the life cycle depends.
@@ -30,8 +30,14 @@ pub(super) struct Surroundings {
 
 impl Surroundings {
     pub(super) fn of(view: &View) -> Self {
+        let own_role = view.node(&view.me()).map(|own| own.member.role());
+        let standing = match view.own_standing() {
+            // It renews its certificate itself.
+            Standing::Expired if own_role == Some(Role::Publisher) => Standing::Member,
+            standing => standing,
+        };
         Self {
-            standing: view.own_standing(),
+            standing,
             alone: view.is_alone(),
             hears_others: view.hears_any(),
             others_publish: view.has_other_publisher(),
@@ -216,7 +222,7 @@ impl LifeCycle {
             ),
             Standing::Member => None,
             Standing::Expired => Some(
-                "this node's member certificate has expired: check this machine's clock; if it is right, join again with a new invitation",
+                "this node's member certificate has expired: the node was away for too long, or no publisher ran to renew it. Check this machine's clock. If it is right, join again: make a token with `rustbalance invite` on a publisher, move this state directory away, and run `rustbalance join`",
             ),
             Standing::Revoked => Some(
                 "this node was evicted from the cluster: it comes back only under a new key, with a new invitation",

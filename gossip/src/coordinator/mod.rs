@@ -13,7 +13,8 @@
 //!    those that have);
 //! 3. the election ([`crate::lease`]): which node publishes;
 //! 4. `facts`: which facts of the authority it announces in its own gossip;
-//! 5. `planning`, one for each service: what the descriptor should list. The publisher plans after
+//! 5. `renewal`: which certificates it renews;
+//! 6. `planning`, one for each service: what the descriptor should list. The publisher plans after
 //!    every event, other nodes with each heartbeat.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,6 +47,7 @@ mod isolation;
 mod lifecycle;
 mod own;
 mod planning;
+mod renewal;
 mod serving;
 mod settings;
 mod speaker;
@@ -376,11 +378,17 @@ impl Coordinator {
         if changes.services {
             self.follow_services(out);
         }
+        if changes.members {
+            changes |= self.follow_certificate(now, out);
+        }
         let bounds = if self.announcements.begins() { self.settings.patience } else { self.view.patience() };
         let (phase, interval) = (self.phase(), bounds.interval);
         let due = self.announcements.step(phase, interval, now.mono);
         changes |= self.announce(due, now, out);
         self.elect(&mut changes, now, out);
+        if due.heartbeat {
+            self.renew(now, out);
+        }
         if changes.facts {
             out.extend(self.forwarded.step(&self.view, self.member.role(), now.unix));
         }

@@ -9,7 +9,8 @@ use crate::lease::Timing;
 use crate::liveness::Patience;
 use crate::outage::OutageSecret;
 use crate::record::{
-    AnyFact, Chain, MAX_INTRO_POINTS, NodeCard, PublishedPeriod, RecordKind, ServedPoint, Subprotocol,
+    AnyFact, Chain, MAX_INTRO_POINTS, MemberCertificate, NodeCard, PublishedPeriod, RecordKind, ServedPoint,
+    Subprotocol,
 };
 use crate::view::DEFAULT_WAITING;
 
@@ -217,6 +218,10 @@ pub enum Action {
     /// A member's WireGuard keys or addresses have changed
     /// ([`crate::view::MemberView::endpoint`]).
     EndpointsChanged,
+    /// Sign this certificate with the authority key, and send the
+    /// [`Renewal`](crate::record::Renewal) that carries it as an [`Event::Fact`]. Repeated with
+    /// each heartbeat until it is done. Only publishers are asked to.
+    Renew(MemberCertificate),
     /// Discard the gossiped state and fetch it again: this node took an evicted node for a member,
     /// and that node may have made it believe that it already has the newest records of others.
     RestartGossip,

@@ -45,6 +45,13 @@ impl std::fmt::Display for Role {
     }
 }
 
+/// Lifetime of a membership, in seconds: 30 days. A publisher renews it when half is left, so a
+/// node may be away, or without a publisher, for 15 days without losing it.
+pub const MEMBERSHIP_SECONDS: u64 = 30 * 86_400;
+/// With less than this left, in seconds, a certificate should have been renewed: a quarter of its
+/// lifetime. All publishers renew at three eighths, the leaseholder at half.
+pub const NEAR_END_SECONDS: u64 = MEMBERSHIP_SECONDS / 4;
+
 /// A statement of the authority: a node is a member.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberCertificate {
@@ -54,12 +61,25 @@ pub struct MemberCertificate {
     pub node: NodeId,
     /// Its role, which does not change.
     pub role: Role,
-    /// When it was issued, in seconds since the Unix epoch.
+    /// When the node became a member, in seconds since the Unix epoch. A renewal does not change
+    /// it: it decides which of the nodes that joined with one token count.
     pub issued: u64,
     /// When it expires, in seconds since the Unix epoch.
     pub expires: u64,
     /// The invitation with which the node joined; `None` for the founder.
     pub invitation: Option<InvitationId>,
+}
+
+impl MemberCertificate {
+    /// Seconds until it expires, at `unix` seconds since the epoch; 0 if it has expired.
+    pub fn left(&self, unix: u64) -> u64 {
+        self.expires.saturating_sub(unix)
+    }
+
+    /// The same membership for another lifetime from `unix` on.
+    pub fn renewed(&self, unix: u64) -> Self {
+        Self { expires: unix.saturating_add(MEMBERSHIP_SECONDS), ..self.clone() }
+    }
 }
 
 impl Statement for MemberCertificate {

@@ -40,6 +40,7 @@ macro_rules! record_kinds {
                 Invitation("inv", $crate::id::InvitationId): $crate::record::Invitation, invitations => learn_invitation;
                 Revocation("rev", $crate::id::NodeId): $crate::record::Revocation, revocations => learn_revocation;
                 Service("svc", $crate::id::ServiceId): $crate::record::Service, services => learn_service;
+                Renewal("renewal", $crate::id::NodeId): $crate::record::Renewal, renewals => learn_renewal;
             }
         }
     };
@@ -448,6 +449,7 @@ mod tests {
             RecordKind::Invitation(token),
             RecordKind::Revocation(node),
             RecordKind::Service(service),
+            RecordKind::Renewal(node),
         ] {
             assert_eq!(RecordKind::from_key(&kind.key()), Some(kind));
         }

@@ -2,9 +2,13 @@
 //!
 //! A node's own records (card, heartbeat, endpoint, intro points, lease, publication) are signed by
 //! its key and carry a sequence number that rises over restarts. Facts (invitations, revocations,
-//! services) are signed by the cluster's authority key, so that any node may forward them.
+//! services, renewals) are signed by the cluster's authority key, so that any node may forward
+//! them.
 
-pub use certificate::{AuthorityCertificate, Chain, ChainError, DiscoveryKey, Member, MemberCertificate, Role};
+pub use certificate::{
+    AuthorityCertificate, Chain, ChainError, DiscoveryKey, MEMBERSHIP_SECONDS, Member, MemberCertificate,
+    NEAR_END_SECONDS, Role,
+};
 pub use endpoint::Endpoint;
 pub use fact::Fact;
 pub use invitation::Invitation;
@@ -16,6 +20,7 @@ pub use node::{
 };
 pub use own::{Keyed, NodeRecord, OutOfBounds};
 pub(crate) use own::{MAX_PERIODS, check_points};
+pub use renewal::Renewal;
 pub use revocation::Revocation;
 pub use service::{Service, Setting};
 pub use short::ShortHeartbeat;
@@ -28,6 +33,7 @@ mod invitation;
 mod kinds;
 mod node;
 mod own;
+mod renewal;
 mod revocation;
 mod service;
 mod short;

@@ -10,7 +10,7 @@ use crate::bytes::{FixedBytes, VarBytes};
 use crate::id::{AuthorityId, ClusterId, InvitationId, NodeId, ServiceId};
 use crate::record::{
     AuthorityCertificate, Fitness, Heartbeat, IntroPoint, IntroPoints, Invitation, Lease, Member, MemberCertificate,
-    NodeCard, Phase, PointNonce, RelayId, Revocation, Role, ServedPoint, Service,
+    NodeCard, Phase, PointNonce, RelayId, Renewal, Revocation, Role, ServedPoint, Service,
 };
 use crate::signed::{Sign, Statement, Verified, sign_unknown_kind};
 
@@ -113,6 +113,24 @@ impl Founder {
             revoked: false,
         };
         sign(statement, &self.authority)
+    }
+
+    /// The node with another end of its certificate, in seconds since the Unix epoch.
+    pub fn certify_until(&self, node: &Identity, expires: u64) -> Identity {
+        let certificate = MemberCertificate { expires, ..(*node.member.certificate).clone() };
+        let certificate = sign(certificate, &self.authority);
+        Identity { key: node.key.clone(), member: Member { certificate, ..node.member.clone() } }
+    }
+
+    /// The fact that the node's certificate is renewed until `expires`, in seconds since the Unix
+    /// epoch.
+    pub fn renew(&self, node: &Identity, expires: u64) -> Verified<Renewal> {
+        sign(Renewal::of(&self.certify_until(node, expires).member.certificate), &self.authority)
+    }
+
+    /// The fact that carries a certificate that a coordinator asks to sign.
+    pub fn sign_renewal(&self, certificate: MemberCertificate) -> Verified<Renewal> {
+        sign(Renewal::of(&sign(certificate, &self.authority)), &self.authority)
     }
 
     /// Signs an invitation, such as one merged from several versions.

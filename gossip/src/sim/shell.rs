@@ -54,6 +54,10 @@ impl World {
                 self.revoke_overdrawn(host);
             }
             Action::InvitationsChanged => self.sign_merged_facts(host),
+            Action::Renew(certificate) => {
+                let renewal = self.founder.sign_renewal(certificate);
+                self.handle(host, Event::Fact(renewal.into()));
+            }
             Action::Excluded(_) => {
                 self.hosts[host].fate = Fate::Excluded;
                 self.kill(host);

@@ -72,6 +72,22 @@ impl View {
         Changes { services: true, ..Changes::default() }
     }
 
+    /// Takes the certificate of a renewal, this node's own among them. One that cannot be used,
+    /// such as that of a revoked node, changes nothing.
+    fn learn_renewal(&mut self, node: NodeId, now: Now) -> Changes {
+        let Some(own) = self.nodes.get(&self.me) else { return Changes::default() };
+        let renewal = self.facts.renewals.get(&node);
+        let Some(chain) = renewal.and_then(|renewal| renewal.chain(&own.member.authority).ok()) else {
+            return Changes::default();
+        };
+        let renewed = chain.verify_with(self.cluster, now.unix, &*self.check).map_err(RecordRejection::from);
+        renewed.and_then(|member| self.admit(member, now)).unwrap_or_else(|rejection| {
+            tracing::debug!(node = %node.short(), %rejection, "a renewed certificate is not used");
+            self.refused.count(&rejection);
+            Changes::default()
+        })
+    }
+
     fn learn_revocation(&mut self, node: NodeId, now: Now) -> Changes {
         let revoked = self.facts.revocations.get(&node).map_or(now.unix, |revocation| revocation.revoked);
         let late = revoked < self.began || revoked.saturating_add(LATE) < now.unix;

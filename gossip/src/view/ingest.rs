@@ -144,7 +144,7 @@ impl View {
 
     /// Adds a member whose certificates have been checked, or renews its certificates. Then ingests
     /// the records that waited for it.
-    fn admit(&mut self, member: Member, now: Now) -> Result<Changes, RecordRejection> {
+    pub(super) fn admit(&mut self, member: Member, now: Now) -> Result<Changes, RecordRejection> {
         let node = member.node();
         // A publisher holds the master key and could certify a second authority, whose facts the
         // other nodes could not store.
@@ -156,7 +156,7 @@ impl View {
         }
         let changed = Changes { members: true, points: true, ..Changes::default() };
         if let Some(known) = self.nodes.get_mut(&node) {
-            let age = |it: &Member| (it.certificate.issued, it.certificate.expires, it.role());
+            let age = |it: &Member| (it.certificate.expires, it.certificate.issued, it.role());
             let joined = known.joined.min(member.certificate.issued);
             let earlier = std::mem::replace(&mut known.joined, joined) != joined;
             let mut tokens = vec![known.member.certificate.invitation];

@@ -144,6 +144,17 @@ fn a_link_with_a_worker_does_not_hide_that_publishers_refuse_this_node() {
 }
 
 #[test]
+fn a_link_lasts_as_long_as_the_renewed_certificate_of_its_peer() {
+    let (mut pool, now) = (pool(1), Instant::now());
+    let close = pool.open(node(2), TOR, false, 99, now).unwrap().close;
+    let members = MemberSet { ends: [(node(2), 200)].into(), ..set(1..3, &[]) };
+    pool.reconcile(&members, everywhere, 150, now);
+    assert!(!close.is_cancelled());
+    pool.reconcile(&members, everywhere, 201, now);
+    assert!(close.is_cancelled());
+}
+
+#[test]
 fn the_revoked_and_the_expired_are_closed_and_not_dialled() {
     let now = Instant::now();
     let mut pool = pool(1);

@@ -123,6 +123,17 @@ fn members() -> Vec<Metric> {
                 }
             },
         ),
+        Metric::new(
+            "rustbalance_membership_expiry_timestamp_seconds",
+            Gauge,
+            &["node"],
+            "When the member's membership ends unless it is renewed. Publishers renew it 15 days before.",
+            |it, out| {
+                for member in &it.status.members {
+                    out.add([short(&member.node)], member.membership_ends as f64);
+                }
+            },
+        ),
     ]
 }
 

@@ -209,6 +209,8 @@ fn example() -> Status {
         weight: None,
         ports: Some(vec![80]),
         doubled_seconds: None,
+        membership_ends: 1_800_000_000,
+        membership_left_seconds: 2_000_000,
     };
     let period =
         PublishedPeriodStatus { number: 20_000, length_minutes: 1440, revision: 9, directories: 6, confirmed: 5 };

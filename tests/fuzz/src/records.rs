@@ -7,7 +7,7 @@ use rustbalance_gossip::bytes::VarBytes;
 use rustbalance_gossip::codec;
 use rustbalance_gossip::record::{
     AuthorityCertificate, Chain, DiscoveryKey, Endpoint, Fitness, Heartbeat, IntroPoints, Invitation, Lease,
-    MemberCertificate, NodeCard, Phase, Publication, PublishedPeriod, Subprotocol,
+    MemberCertificate, NodeCard, Phase, Publication, PublishedPeriod, Renewal, Subprotocol,
 };
 use rustbalance_gossip::signed::{Sign, Statement, Unverified, Verified};
 
@@ -128,6 +128,7 @@ pub(crate) fn record_seeds() -> Vec<Seed> {
         seed("publication", &by(publication, key)),
         seed("invitation", &by(invitation, authority)),
         seed("service", &by(service, authority)),
+        seed("renewal", &by(Renewal::of(&world.members[2].certificate), authority)),
         Seed::bad("not-a-heartbeat", [&[of_a_beat][..], &envelope(node.public_key(), b"\x01\xa0")].concat()),
         Seed::bad("newer-version", newer),
         Seed::bad("deep", [&[number::<Invitation>(), 1][..], &[0x81; 200]].concat()),

@@ -9,10 +9,10 @@ use rustbalance_gossip::lease::Claim;
 use rustbalance_gossip::liveness::Patience;
 use rustbalance_gossip::record::{
     AnyFact, Chain, Endpoint, Fitness, Heartbeat, IntroPoints, Invitation, Lease, MAX_INTRO_POINTS, MAX_SERVICES,
-    MemberCertificate, NodeCard, PeriodId, Phase, Publication, PublishedPeriod, RecordKind, Revocation, Role, Service,
-    Signer, Subprotocol,
+    MemberCertificate, NodeCard, PeriodId, Phase, Publication, PublishedPeriod, RecordKind, Renewal, Revocation, Role,
+    Service, Signer, Subprotocol,
 };
-use rustbalance_gossip::signed::Unverified;
+use rustbalance_gossip::signed::{Unverified, Verified};
 use rustbalance_gossip::time::Now;
 use rustbalance_gossip::view::{MAX_NODES, RecordRejection, Standing, View};
 use serde::Serialize;
@@ -190,6 +190,13 @@ fn composed(script: &mut Script<'_>, kind: RecordKind, origin: NodeId) -> Vec<u8
             unsigned(&key, &Service { service, removed, ..world().service(seq, ports) })
         }
         RecordKind::Revocation(node) => unsigned(&key, &Revocation { cluster, node, revoked: seq }),
+        RecordKind::Renewal(node) => {
+            let known = world().members.iter().find(|member| member.node() == node).unwrap_or(&world().members[0]);
+            let expires = NOW.wrapping_add(script.number());
+            let certificate = MemberCertificate { expires, node, ..(*known.certificate).clone() };
+            let signed = Verified::sign(certificate, &world().authority).unwrap();
+            unsigned(&key, &Renewal { issued: NOW.wrapping_sub(seq), ..Renewal::of(&signed) })
+        }
         RecordKind::Unknown(_) => {
             let expires = NOW.wrapping_add(script.number());
             envelope(&key, &codec::encode(&Later { cluster, seq, expires }).unwrap())
@@ -317,6 +324,7 @@ pub(crate) fn view_seeds() -> Vec<Seed> {
         |who: usize| record(who, 5).byte(0).byte(1).number(1).number(20_000).number(77).number(20_001).number(78);
     let invitation = |uses: u8| record(1, 6).byte(0).byte(1).number(1).byte(uses).byte(0).byte(0).number(9);
     let revocation = |who: usize| record(1, 7).byte(who as u8).byte(1).number(1);
+    let renewal = |who: usize, ends: u64| record(1, 9).byte(who as u8).byte(1).number(1).number(ends);
     let script = |orders: Vec<ScriptBuilder>| orders.into_iter().flat_map(|orders| orders.0).collect::<Vec<u8>>();
     let again = |who: usize| ScriptBuilder::default().byte(AGAIN).byte(who as u8);
     let wait = ScriptBuilder::default().byte(WAIT).byte(60);
@@ -338,6 +346,10 @@ pub(crate) fn view_seeds() -> Vec<Seed> {
         Seed::good("waiting", script(vec![beat(1, 1), lease(1, 3), publication(1), card(1, 0), beat(1, 2)])),
         Seed::good("overdrawn", script(vec![card(1, 0), card(2, 1), card(3, 1), invitation(1), beat(3, 1)])),
         Seed::good("evicted", script(vec![card(1, 0), lease(1, 3), revocation(1), beat(1, 9), card(1, 0)])),
+        Seed::good(
+            "renewed",
+            script(vec![card(1, 0), renewal(1, 1 << 20), revocation(2), renewal(2, 9), renewal(0, 7)]),
+        ),
         Seed::good("silent", script(vec![card(1, 0), beat(1, 1), beat(1, 2), lease(1, 3), wait, beat(1, 3)])),
         Seed::good("statement", script(vec![card(1, 0), raw(STATEMENT, 2, &statement), again(1), again(2)])),
         Seed::bad("raw", script(vec![raw(RAW, 1, &strange), again(2)])),

@@ -45,13 +45,19 @@ fn everything() -> Vec<Announced> {
         push(nodes[0].node(), RecordKind::Invitation(token), version.to_bytes());
     }
     push(nodes[0].node(), RecordKind::Revocation(nodes[3].node()), founder.revoke(nodes[3].node()).to_bytes());
+    // A member, one that raced for the invitation, and the evicted node, by two publishers each.
+    for (renewed, day) in [(0, 1), (0, 2), (6, 1), (6, 2), (3, 1), (3, 2)] {
+        let renewal = founder.renew(&nodes[renewed], FOUNDED + (400 + day) * 86_400);
+        push(nodes[1].node(), RecordKind::Renewal(nodes[renewed].node()), renewal.to_bytes());
+    }
     all
 }
 
 /// The part of a view on which two nodes must agree.
 #[derive(Debug, PartialEq)]
 struct Opinion {
-    members: Vec<(NodeId, bool)>,
+    /// With its points, and the end of its certificate.
+    members: Vec<(NodeId, bool, u64)>,
     best: Option<Claim>,
     holder: Option<(NodeId, u64)>,
     invitations: Vec<Invitation>,
@@ -61,7 +67,10 @@ fn opinion(view: &View) -> Opinion {
     Opinion {
         members: view
             .members()
-            .map(|node| (node.node(), node.intro_points(&view.cluster().first_service()).is_some()))
+            .map(|node| {
+                let points = node.intro_points(&view.cluster().first_service()).is_some();
+                (node.node(), points, node.member.certificate.expires)
+            })
             .collect(),
         best: view.best_claim(),
         holder: view.holder(at(1)),
