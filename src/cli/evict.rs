@@ -7,7 +7,7 @@ use crate::control::{NodePrefix, Request};
 
 #[derive(Args)]
 pub(super) struct Options {
-    /// The node's address, or the beginning of it as `rustbalance status` shows it
+    /// The node's name or its address, or the beginning of it, as `rustbalance status` shows it
     node: NodePrefix,
 }
 

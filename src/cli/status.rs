@@ -15,8 +15,11 @@ use crate::control::{Request, Response, Status};
 
 /// Time between two outputs of `--watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
-/// Clears the terminal and moves the cursor to its top left corner.
-const CLEAR: &str = "\x1b[2J\x1b[H";
+/// Moves the cursor to the top left corner of the terminal.
+const HOME: &str = "\x1b[H";
+/// Clears the rest of the line, and all below it.
+const CLEAR_LINE: &str = "\x1b[K";
+const CLEAR_BELOW: &str = "\x1b[J";
 
 #[derive(Args)]
 pub(super) struct Options {
@@ -63,11 +66,26 @@ pub(super) async fn fetch(context: &Context) -> anyhow::Result<Status> {
 
 /// Replaces the previous output on a terminal; appends elsewhere.
 fn show(picture: &str) -> std::io::Result<()> {
-    let before = if stdout().is_terminal() { CLEAR } else { "" };
     let mut out = stdout().lock();
-    write!(out, "{before}{picture}")?;
-    if before.is_empty() {
-        writeln!(out)?;
+    match out.is_terminal() {
+        true => write!(out, "{}", redrawn(picture))?,
+        false => writeln!(out, "{picture}")?,
     }
     out.flush()
+}
+
+/// The picture over the previous one, line by line: a screen that is cleared first would flicker.
+fn redrawn(picture: &str) -> String {
+    let lines: String = picture.lines().map(|line| format!("{line}{CLEAR_LINE}\n")).collect();
+    format!("{HOME}{lines}{CLEAR_BELOW}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_picture_is_drawn_over_the_previous_one_without_clearing_the_screen() {
+        assert_eq!(redrawn("a\n\nlong\n"), "\x1b[Ha\x1b[K\n\x1b[K\nlong\x1b[K\n\x1b[J");
+    }
 }

@@ -12,6 +12,9 @@ use super::{canary_view, wireguard_view};
 use crate::control::{InvitationStatus, MemberStatus, Status};
 use crate::display::{bytes, moment, plural, short, time};
 
+/// Most ports of a node that are shown.
+const MOST_PORTS: usize = 4;
+
 /// The whole status as text, which ends with a newline.
 pub(super) fn view(status: &Status, paint: Paint) -> String {
     let mut text = String::new();
@@ -26,13 +29,18 @@ pub(super) fn view(status: &Status, paint: Paint) -> String {
     text
 }
 
+/// Whether clients are served, what is wrong and what to do, and who publishes.
 fn head(text: &mut String, status: &Status, paint: Paint) {
     let _ = writeln!(text, "{}\n", paint.bold(&status.cluster));
+    let nodes = status.members.iter().filter(|member| member.published > 0).count();
+    let served = match nodes {
+        0 => "No node is published, so clients are not served.".into(),
+        _ => format!("Served by {}.", plural(nodes, "node")),
+    };
     if status.problems.is_empty() {
-        let nodes = status.members.iter().filter(|member| member.published > 0).count();
-        let _ = writeln!(text, "{} Served by {}.", paint.good("All is well."), plural(nodes, "node"));
+        let _ = writeln!(text, "{} {served}", paint.good("All is well."));
     } else {
-        let _ = writeln!(text, "{}", paint.bad(&format!("{}:", plural(status.problems.len(), "problem"))));
+        let _ = writeln!(text, "{served} {}", paint.bad(&format!("{}:", plural(status.problems.len(), "problem"))));
         for problem in &status.problems {
             let _ = writeln!(text, "  ! {}", problem.text);
         }
@@ -40,13 +48,15 @@ fn head(text: &mut String, status: &Status, paint: Paint) {
     let tor = if status.tor.ready { "ready" } else { "not ready" };
     let publisher = match &status.publisher {
         None => "none known".into(),
-        Some(publisher) if publisher.me => format!("this node, term {}", publisher.term),
-        Some(publisher) => format!("{}, term {}", short(&publisher.node), publisher.term),
+        Some(publisher) => {
+            let node = if publisher.me { "this node".into() } else { label(status, &publisher.node) };
+            format!("{node}, term {}, for {} unless renewed", publisher.term, time(publisher.lease_left_seconds))
+        }
     };
     let _ = writeln!(
         text,
-        "\nThis node   {} ({}, {}), up {}, version {}\nTor         {tor}\nPublisher   {publisher}",
-        short(&status.node),
+        "\nThis node   {}, {}, {}, up {}, version {}\nTor         {tor}\nPublisher   {publisher}",
+        label(status, &status.node),
         status.role,
         status.phase,
         time(status.uptime_seconds),
@@ -54,36 +64,65 @@ fn head(text: &mut String, status: &Status, paint: Paint) {
     );
 }
 
+/// A node by its address, with its name if it has one.
+fn label(status: &Status, node: &str) -> String {
+    let member = status.members.iter().find(|member| member.node == node);
+    member.map_or_else(|| short(node).into(), MemberStatus::label)
+}
+
+/// The members, those that need attention first.
 fn members(text: &mut String, status: &Status, paint: Paint) {
-    let mut table = table(
-        &["NODE", "ROLE", "STATE", "HEARD", "OFFERS", "PUBLISHED", "PRIORITY", "WEIGHT", "ENDS IN", "INVITATION"],
-        &[4, 5, 6, 7],
-    );
-    let dash = |value: Option<u8>| value.map_or("-".into(), |value| value.to_string());
-    for member in &status.members {
-        let mark = match &status.publisher {
-            Some(publisher) if publisher.node == member.node => "*",
-            _ => "",
-        };
-        table.add_row([
-            format!("{}{mark}", short(&member.node)),
+    let publishes = |member: &MemberStatus| status.publisher.as_ref().is_some_and(|it| it.node == member.node);
+    let mut sorted = Vec::from_iter(&status.members);
+    sorted.sort_by_key(|member| (urgency(member), !publishes(member), !member.me, &member.node));
+    let named = sorted.iter().any(|member| member.name.is_some());
+    let mut titles = vec!["NODE", "ROLE", "STATE", "HEARD", "OFFERS", "PUBLISHED", "PRIORITY", "WEIGHT", "PORTS"];
+    titles.extend(["VERSION", "ENDS IN", "INVITATION"]);
+    if named {
+        titles.insert(1, "NAME");
+    }
+    let first_number = 4 + usize::from(named);
+    let mut table = table(&titles, &Vec::from_iter(first_number..first_number + 4));
+    let dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
+    for member in sorted {
+        let mark = if publishes(member) { "*" } else { "" };
+        let mut row = vec![format!("{}{mark}", short(&member.node))];
+        row.extend(named.then(|| dash(member.name.clone())));
+        row.extend([
             member.role.to_string(),
             state(member),
             heard(member),
             member.intro_points.to_string(),
             member.published.to_string(),
-            dash(member.priority),
-            dash(member.weight),
+            dash(member.priority.map(|value| value.to_string())),
+            dash(member.weight.map(|value| value.to_string())),
+            dash(member.ports.as_deref().map(port_list)),
+            dash(member.version.clone()),
             time(member.membership_left_seconds),
-            member.invitation.as_deref().map_or("-", short).into(),
+            dash(member.invitation.as_deref().map(|id| short(id).into())),
         ]);
+        table.add_row(row);
     }
-    section(
-        text,
-        "Nodes (* publishes; OFFERS and PUBLISHED count introduction points; ENDS IN: membership, unless renewed)",
-        &table,
-        paint,
-    );
+    let title =
+        "Nodes (* publishes; OFFERS and PUBLISHED count introduction points; ENDS IN: membership, unless renewed)";
+    section(text, title, &table, paint);
+}
+
+/// How much a node needs attention, the most first: silent, not well, well, stopped in order.
+fn urgency(member: &MemberStatus) -> u8 {
+    match member.phase {
+        Some(Condition::Gone) => 3,
+        _ if !member.alive => 0,
+        Some(Condition::Healthy) if member.problems.is_empty() && member.doubled_seconds.is_none() => 2,
+        _ => 1,
+    }
+}
+
+/// The first ports of a node; a hostile one may announce 64.
+fn port_list(ports: &[u16]) -> String {
+    let shown: Vec<_> = ports.iter().take(MOST_PORTS).map(u16::to_string).collect();
+    let more = if ports.len() > MOST_PORTS { ",..." } else { "" };
+    if shown.is_empty() { "-".into() } else { format!("{}{more}", shown.join(",")) }
 }
 
 fn state(member: &MemberStatus) -> String {
@@ -267,6 +306,9 @@ mod tests {
             doubled_seconds: None,
             membership_ends: 1_797_000_000,
             membership_left_seconds: 25 * 86_400 + 7200,
+            name: me.then(|| "web-1".into()),
+            version: Some("0.1.0".into()),
+            problems: Vec::new(),
         }
     }
 
@@ -281,7 +323,7 @@ mod tests {
             phase: Condition::Healthy,
             uptime_seconds: 11_100,
             tor: Bootstrap { fraction: 1.0, ready: true, message: "connected".into() },
-            publisher: Some(PublisherStatus { node: "bb".repeat(8), term: 4, me: false }),
+            publisher: Some(PublisherStatus { node: "bb".repeat(8), term: 4, me: false, lease_left_seconds: 24 }),
             members: vec![member("aa", true), member("bb", false)],
             intro_points: vec![IntroPointStatus {
                 service: "aa".repeat(28),
@@ -344,6 +386,7 @@ mod tests {
             discovery_generation: 1,
             files_allowed: Some(65_536),
             files_needed: 4352,
+            disk_free_bytes: Some(9 << 30),
             alarms: Vec::new(),
             isolated: None,
             clock: Default::default(),
@@ -401,6 +444,54 @@ mod tests {
         status.stand_ins = vec![stand_in("$AB"), stand_in("$CD")];
         status.problems = status.find_problems();
         insta::assert_snapshot!(view(&status, Paint(false)));
+    }
+
+    #[test]
+    fn problems_that_a_member_reports_show_with_its_name_and_what_to_do() {
+        let mut status = well();
+        let other = &mut status.members[1];
+        other.name = Some("web-2".into());
+        other.problems = vec!["disk_full".into(), "zombie_mode".into()];
+        let texts = problems(&status);
+        assert!(texts[0].contains("web-2 (bbbbbbbb)") && texts[0].contains("make room"), "{texts:?}");
+        assert!(texts[1].contains("zombie_mode") && texts.len() == 2, "{texts:?}");
+        // A member of an earlier version reports nothing.
+        for (phase, kind) in [(Condition::Unhealthy, "target"), (Condition::Draining, "drains")] {
+            let mut status = well();
+            status.members[1].phase = Some(phase);
+            assert!(problems(&status)[0].contains(kind), "{:?}", problems(&status));
+        }
+        assert_eq!(well().own_problem_codes().len(), 0);
+        let full = Status { disk_free_bytes: Some(1 << 20), ..well() };
+        assert_eq!(Vec::from_iter(full.own_problem_codes().iter().map(|code| code.as_str())), ["disk_full"]);
+        assert!(problems(&full)[0].contains("1.0 MiB are free"), "{:?}", problems(&full));
+    }
+
+    #[test]
+    fn a_membership_near_its_end_is_a_problem_that_says_what_to_do() {
+        for (alive, what) in [(true, "start one"), (false, "evict it")] {
+            let mut status = well();
+            (status.members[1].membership_left_seconds, status.members[1].alive) = (3 * 86_400, alive);
+            let texts = problems(&status);
+            assert!(texts.iter().any(|text| text.contains("ends in 3d") && text.contains(what)), "{texts:?}");
+        }
+    }
+
+    #[test]
+    fn nodes_that_need_attention_come_first() {
+        let mut status = well();
+        let with = |letter: &str, change: fn(&mut MemberStatus)| {
+            let mut member = member(letter, false);
+            change(&mut member);
+            member
+        };
+        status.members.push(with("cc", |member| member.problems = vec!["disk_full".into()]));
+        status.members.push(with("dd", |member| member.alive = false));
+        status.members.push(with("ee", |member| member.phase = Some(Condition::Gone)));
+        let text = view(&status, Paint(false));
+        let places: Vec<_> =
+            ["  dddd", "  cccc", "  bbbbbbbb*", "  aaaaaaaa ", "  eeee"].map(|node| text.find(node).unwrap()).into();
+        assert!(places.is_sorted(), "{text}");
     }
 
     fn problems(status: &Status) -> Vec<String> {

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rustbalance_gossip::id::ServiceId;
+use rustbalance_gossip::record::NodeName;
 use toml::de::DeValue;
 
 use super::{WIREGUARD_PORT, WireguardDevice};
@@ -339,6 +340,28 @@ impl Value for Vec<SocketAddr> {
 pub(crate) fn socket_address(text: &str) -> Option<SocketAddr> {
     let bare = || text.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().ok();
     text.parse().ok().or_else(|| bare().map(|ip| SocketAddr::new(ip, WIREGUARD_PORT)))
+}
+
+impl Value for NodeName {
+    type Allowed = RangeFull;
+
+    fn read(value: &DeValue<'_>, _allowed: &RangeFull) -> Result<Self, Refused> {
+        let name = value.as_str().and_then(|text| text.parse().ok());
+        name.ok_or_else(|| Refused::Instead(format!("{} in quotes", Self::allowed_text())))
+    }
+
+    fn show(&self) -> String {
+        quoted(self.as_str())
+    }
+
+    fn allowed(_allowed: &RangeFull) -> Option<String> {
+        Some(Self::allowed_text())
+    }
+
+    #[cfg(test)]
+    fn another(&self, _allowed: &RangeFull) -> Self {
+        "another".parse().unwrap()
+    }
 }
 
 impl Value for WireguardDevice {

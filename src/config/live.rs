@@ -49,7 +49,7 @@ pub struct LiveConfig {
 /// The settings that the coordinator takes while it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AnnouncedSettings {
-    /// `[node]`: priority and weight.
+    /// `[node]`: name, priority and weight.
     pub node: NodeConfig,
     /// The virtual ports of the first service.
     pub ports: Vec<u16>,

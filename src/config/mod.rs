@@ -15,7 +15,7 @@ use std::time::Duration;
 use rustbalance_gossip::id::ServiceId;
 use rustbalance_gossip::lease::Timing;
 use rustbalance_gossip::liveness::Patience;
-use rustbalance_gossip::record::NodeCard;
+use rustbalance_gossip::record::{NodeCard, NodeName};
 use rustbalance_gossip::view::DEFAULT_WAITING;
 use rustbalance_mesh::MeshLimits;
 use toml::de::DeTable;
@@ -149,6 +149,8 @@ pub struct Config {
 /// `[node]`: values that this node announces to the others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeConfig {
+    /// The name of this node in the `status` of all members; `None` for its address alone.
+    pub name: Option<NodeName>,
     /// Order in which publishers are chosen to publish: the lowest number first.
     pub priority: u8,
     /// Share of the introduction points, relative to the other nodes' weights; 1 to 100.
@@ -157,7 +159,7 @@ pub struct NodeConfig {
 
 impl Default for NodeConfig {
     fn default() -> Self {
-        Self { priority: NodeCard::DEFAULT_PRIORITY, weight: NodeCard::DEFAULT_WEIGHT }
+        Self { name: None, priority: NodeCard::DEFAULT_PRIORITY, weight: NodeCard::DEFAULT_WEIGHT }
     }
 }
 

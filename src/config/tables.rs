@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rustbalance_gossip::id::ServiceId;
+use rustbalance_gossip::record::NodeName;
 
 use super::keys::Effect::{Restart, Running};
 use super::keys::{KeyVisitor, duration};
@@ -96,6 +97,9 @@ fn arti(keys: &mut impl KeyVisitor, config: &mut Config) {
 
 fn node(keys: &mut impl KeyVisitor, node: &mut NodeConfig) {
     keys.table("node", "Values that this node announces to the others.");
+    let meaning = "A name for this node, which `status` of every member shows beside its address, and which `evict` takes. Only \
+                   members learn it.";
+    keys.optional("name", Running, .., &mut node.name, NodeName::example(), meaning);
     let meaning = "Order in which publishers are chosen to publish the address: the lowest number first.";
     keys.key("priority", Running, 0..=255, &mut node.priority, meaning);
     keys.key(

@@ -66,6 +66,8 @@ fn the_comments_of_the_first_file_are_the_defaults() {
     assert_eq!(config.proxy.circuit_streams_per_second.take(), Some((10, 32)));
     assert_eq!(config.proxy.circuit_bytes_per_second.take(), Some(1 << 20));
     assert_eq!(config.service.refusals_per_circuit.take(), Some(100));
+    assert_eq!(rate, Some((25, 200)), "the one key of a table that is off by default");
+    assert_eq!(config.node.name.take(), "web-1".parse().ok());
     let address: SocketAddr = "203.0.113.7:7440".parse().unwrap();
     let example = WireguardConfig {
         enabled: Some(true),
@@ -199,7 +201,7 @@ fn an_unknown_key_is_named_with_its_table_and_the_nearest_known_one() {
     insta::assert_snapshot!(refused("[cluster]\nhartbeat = \"2s\""), @r#"line 2, column 1: unknown key "hartbeat" in [cluster]: did you mean "heartbeat"?"#);
     insta::assert_snapshot!(refused("[limit]\nstreams = 1"), @r#"line 1, column 2: unknown key "limit" in the top level: did you mean "limits"?"#);
     insta::assert_snapshot!(refused("weight = 2"), @r#"line 1, column 1: unknown key "weight" in the top level: "weight" belongs in [node]"#);
-    insta::assert_snapshot!(refused("[node]\ncolour = 2"), @r#"line 2, column 1: unknown key "colour" in [node]: known keys are priority, weight"#);
+    insta::assert_snapshot!(refused("[node]\ncolour = 2"), @r#"line 2, column 1: unknown key "colour" in [node]: known keys are name, priority, weight"#);
     insta::assert_snapshot!(
         parse("[[port]]\nvirtul = 80\ntarget = \"127.0.0.1:1\"").unwrap_err(),
         @r#"line 2, column 1: unknown key "virtul" in [[port]]: did you mean "virtual"?"#

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustbalance_gossip::id::{AddressError, NodeId};
-use rustbalance_gossip::record::Role;
+use rustbalance_gossip::record::{NodeName, Role};
 use serde::{Deserialize, Serialize};
 use zeroize::ZeroizeOnDrop;
 
@@ -24,7 +24,7 @@ pub use canary::{
 pub use circuits::{CircuitList, CircuitStatus};
 pub use client::call;
 pub use invitation::{InvitationPrefix, InvitationPrefixError};
-pub use problem::{Problem, ProblemKind};
+pub use problem::{LEAST_SPACE, Problem, ProblemKind};
 pub use server::{Handler, bind, bind_socket, serve};
 pub use status::{
     AlarmStatus, Bootstrap, ClockStatus, IntroPointStatus, InvitationState, InvitationStatus, LinkStatus, MemberStatus,
@@ -150,13 +150,12 @@ pub enum Request {
     },
     /// Revoke another member.
     Evict {
-        /// The node, by the beginning of its address.
+        /// The node, by its name or the beginning of its address.
         node: NodePrefix,
     },
 }
 
-/// A node as a person names it: its address or the beginning of its address, in lower case, without
-/// `.onion`.
+/// A node as a person names it: its name, its address or the beginning of its address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct NodePrefix(String);
@@ -166,8 +165,8 @@ pub struct NodePrefix(String);
 pub enum NodePrefixError {
     /// Neither an address nor the beginning of one.
     #[error(
-        "{0:?} does not name a node: give its address as `rustbalance status` shows it, or at least its first \
-         {MIN_PREFIX} characters"
+        "{0:?} does not name a node: give its name or its address as `rustbalance status` shows it, or at least the first \
+         {MIN_PREFIX} characters of the address"
     )]
     Form(String),
     /// As long as an address, but not valid.
@@ -177,16 +176,20 @@ pub enum NodePrefixError {
 
 /// Fewest characters of an address that name a node.
 const MIN_PREFIX: usize = 4;
+/// Most nodes that an error names, and characters of each address.
+const MOST_CHOICES: usize = 6;
+const CHOICE: usize = 16;
 
 impl std::str::FromStr for NodePrefix {
     type Err = NodePrefixError;
 
     fn from_str(text: &str) -> Result<Self, NodePrefixError> {
-        let label = typed::label(text);
-        let base32 = label.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'2'..=b'7'));
+        let (text, label) = (text.trim(), typed::label(text));
         match label.len() {
             56.. => Ok(Self(typed::address::<NodeId>(&label).map(|_| label)?)),
-            MIN_PREFIX.. if base32 => Ok(Self(label)),
+            // Both a name and the beginning of an address may look like this.
+            _ if text.parse::<NodeName>().is_ok() => Ok(Self(text.into())),
+            _ if is_prefix(&label) => Ok(Self(label)),
             _ => Err(NodePrefixError::Form(text.chars().take(80).collect())),
         }
     }
@@ -213,24 +216,52 @@ impl std::fmt::Display for NodePrefix {
 }
 
 impl NodePrefix {
-    /// The node among `nodes` that it names. A whole address also names a node that is not among
-    /// them, such as a member that was never heard.
+    /// The node that it names among `nodes`, each given with its name. A whole address also names a
+    /// node that is not among them, such as a member that was never heard. Names are compared
+    /// without regard to case. Each member chooses its own, so a name never decides between two
+    /// nodes.
     ///
     /// # Errors
     /// A sentence for the operator, with the way out, if it names no node or several.
-    pub fn choose(&self, nodes: impl IntoIterator<Item = NodeId>) -> Result<NodeId, String> {
-        let mut found = nodes.into_iter().filter(|node| node.to_string().starts_with(&self.0));
-        match (found.next(), found.next()) {
-            (Some(node), None) => Ok(node),
-            (None, _) => typed::address(&self.0).map_err(|_| {
+    pub fn choose(&self, nodes: impl IntoIterator<Item = (NodeId, Option<String>)>) -> Result<NodeId, String> {
+        let label = typed::label(&self.0);
+        let fits = |(node, name): &(NodeId, Option<String>)| {
+            let named = name.as_ref().is_some_and(|name| name.eq_ignore_ascii_case(&self.0));
+            named || (is_prefix(&label) && node.to_string().starts_with(&label))
+        };
+        let found: Vec<_> = nodes.into_iter().filter(fits).collect();
+        match &found[..] {
+            [(node, _)] => Ok(*node),
+            [] => typed::address(&label).map_err(|_| {
                 format!(
-                    "no member's address begins with {:?}: give the whole address of one that is not known here",
+                    "no member has the name {0:?} or an address that begins with it: give the whole address of one that is \
+                     not known here",
                     self.0
                 )
             }),
-            (Some(_), Some(_)) => Err(format!("several members' addresses begin with {:?}: give more of it", self.0)),
+            several => Err(format!(
+                "several members fit {:?}: {}. Give the address of the one you mean, or more of its beginning",
+                self.0,
+                listed(several)
+            )),
         }
     }
+}
+
+/// True if this is the beginning of an address, long enough to name a node.
+fn is_prefix(label: &str) -> bool {
+    label.len() >= MIN_PREFIX && label.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'2'..=b'7'))
+}
+
+/// Nodes to choose from: the beginnings of their addresses, long enough to differ, and their names.
+fn listed(nodes: &[(NodeId, Option<String>)]) -> String {
+    let shown = nodes.iter().take(MOST_CHOICES).map(|(node, name)| {
+        let node = node.to_string();
+        let start = node.get(..CHOICE).unwrap_or(&node);
+        name.as_ref().map_or(start.to_owned(), |name| format!("{start} ({name})"))
+    });
+    let more = if nodes.len() > MOST_CHOICES { ", ..." } else { "" };
+    format!("{}{more}", Vec::from_iter(shown).join(", "))
 }
 
 /// The text of a token on its way from the daemon to the person who asked for it: redacted in

@@ -3,13 +3,17 @@
 use std::collections::BTreeSet;
 
 use rustbalance_gossip::coordinator::Isolated;
-use rustbalance_gossip::record::NEAR_END_SECONDS;
+use rustbalance_gossip::record::{NEAR_END_SECONDS, ProblemCode};
 use rustbalance_gossip::view::Condition;
 use serde::{Deserialize, Serialize};
 
 use super::status::{AlarmStatus, MemberStatus, PublicationStatus, Status};
 use crate::display::{moment, plural, short, time};
+use crate::display::{bytes, plural, short, time};
 
+/// Below this much free space on the disk, in bytes, a node cannot keep Tor's directory of the
+/// network, of which an update takes some 20 MB beside the old one.
+pub const LEAST_SPACE: u64 = 64 << 20;
 /// Most nodes that an alarm names.
 const MOST_NODES: usize = 6;
 /// Most ports that are listed one by one because only some nodes serve them.
@@ -17,7 +21,7 @@ const MOST_PORTS: usize = 5;
 
 /// What kind of problem, the worst first. The names never change: monitoring relies on them.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, strum::EnumIter, strum::IntoStaticStr,
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, strum::EnumIter, strum::IntoStaticStr, strum::EnumString,
 )]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
@@ -40,8 +44,10 @@ pub enum ProblemKind {
     NotPublished,
     /// A directory does not hold the newest descriptor.
     DirectoryBehind,
-    /// This node drains.
+    /// A node drains.
     Draining,
+    /// The disk of the state directory is full.
+    DiskFull,
     /// The system allows too few open files.
     FewOpenFiles,
     /// WireGuard is switched on, and does not run.
@@ -60,6 +66,8 @@ pub enum ProblemKind {
     CanaryFault,
     /// A membership should have been renewed, and ends soon.
     CertificateNearEnd,
+    /// Another member reports a problem that this version does not know.
+    MemberUnwell,
 }
 
 /// A problem with what to do about it.
@@ -68,7 +76,8 @@ pub struct Problem {
     /// What kind it is.
     pub kind: ProblemKind,
     /// What it is about: a node's address, a port, a period or an invitation. Empty if the kind
-    /// says it all. A problem is the same one while kind and subject are.
+    /// says it all. A problem is the same one while kind and subject are. For a problem that
+    /// another member reports of itself, that member's address.
     pub subject: String,
     /// The problem and the way out, for a person.
     pub text: String,
@@ -90,8 +99,15 @@ impl Status {
         list.extend(ports_that_differ(&self.members));
         list.extend(self.member_problems());
         list.extend(self.canary_problems());
+        list.extend(self.members.iter().flat_map(reported));
         list.sort_by_key(|problem| problem.kind);
         list
+    }
+
+    /// The problems of this node itself, which it reports to the other members.
+    pub fn own_problem_codes(&self) -> BTreeSet<ProblemCode> {
+        let own = self.own_problems().into_iter().chain(self.target_problems());
+        own.filter_map(|problem| <&str>::from(problem.kind).parse().ok()).collect()
     }
 
     /// Problems of this process and its machine.
@@ -115,6 +131,14 @@ impl Status {
                 self.files_needed
             );
             list.push(Problem::new(ProblemKind::FewOpenFiles, "", text));
+        }
+        if let Some(free) = self.disk_free_bytes.filter(|free| *free < LEAST_SPACE) {
+            let text = format!(
+                "only {} are free on the disk of the state directory: make room, or this node hands over the right to publish, \
+                 and loses Tor's directory of the network",
+                bytes(free)
+            );
+            list.push(Problem::new(ProblemKind::DiskFull, "", text));
         }
         if let Some(text) = self.wireguard.problem_text() {
             list.push(Problem::new(ProblemKind::WireguardDown, "", text));
@@ -185,7 +209,7 @@ impl Status {
         }
         let unpublished = self.members.iter().filter(serving).filter(|member| member.published == 0);
         list.extend(unpublished.map(|member| {
-            let text = format!("node {} is healthy, but not published yet", short(&member.node));
+            let text = format!("node {} is healthy, but not published yet", member.label());
             Problem::new(ProblemKind::NodeNotPublished, &member.node, text)
         }));
         list
@@ -206,7 +230,7 @@ fn duplicate_key(member: &MemberStatus) -> Option<Problem> {
     let text = format!(
         "two processes run with the key of node {}, as seen {} ago: its state directory was copied; delete all copies but one, \
          and start that one",
-        short(&member.node),
+        member.label(),
         time(member.doubled_seconds?)
     );
     Some(Problem::new(ProblemKind::DuplicateKey, &member.node, text))
@@ -216,7 +240,7 @@ fn lost(member: &MemberStatus) -> Option<Problem> {
     if member.me || member.alive || member.phase == Some(Condition::Gone) {
         return None;
     }
-    let node = short(&member.node);
+    let node = member.label();
     let text = match member.last_heard_seconds {
         None => format!("node {node} has not been heard since this one started"),
         Some(seconds) => format!("node {node} has been silent for {}", time(seconds as u64)),
@@ -230,7 +254,7 @@ fn near_end(member: &MemberStatus) -> Option<Problem> {
     if left >= NEAR_END_SECONDS {
         return None;
     }
-    let (node, left) = (short(&member.node), time(left));
+    let (node, left) = (member.label(), time(left));
     let text = match member.alive {
         true => format!(
             "the membership of node {node} ends in {left}: it is renewed while a publisher runs, so start one, and check the \
@@ -244,15 +268,52 @@ fn near_end(member: &MemberStatus) -> Option<Problem> {
     Some(Problem::new(ProblemKind::CertificateNearEnd, &member.node, text))
 }
 
+/// The problems that another member reports of itself. A member of an earlier version reports none,
+/// and only its condition shows that it is not well.
+fn reported(member: &MemberStatus) -> Vec<Problem> {
+    if member.me || !member.alive {
+        return Vec::new();
+    }
+    let by_condition = match member.phase {
+        Some(Condition::Unhealthy) => Some(ProblemKind::TargetDown),
+        Some(Condition::Draining) => Some(ProblemKind::Draining),
+        _ => None,
+    };
+    let by_condition = by_condition.map(<&str>::from).filter(|_| member.problems.is_empty());
+    let codes = member.problems.iter().map(String::as_str).chain(by_condition);
+    codes.map(|code| problem_of_member(member, code)).collect()
+}
+
+/// The problem that `code` names, of another member. What to do is to be done there.
+fn problem_of_member(member: &MemberStatus, code: &str) -> Problem {
+    let (node, kind) = (member.label(), code.parse().unwrap_or(ProblemKind::MemberUnwell));
+    let what = match kind {
+        ProblemKind::TargetDown => "the target of a port does not answer: look at the application on its host",
+        ProblemKind::Draining => "it drains, and takes no new clients until `rustbalance resume` there",
+        ProblemKind::DiskFull => "the disk of its state directory is full: make room",
+        ProblemKind::FewOpenFiles => "the system allows it too few open files, so it serves fewer clients at once",
+        ProblemKind::WireguardDown => "WireGuard is switched on there and does not run: its messages go over Tor",
+        ProblemKind::TorNotReady => "it is not connected to Tor",
+        ProblemKind::Isolated => "it must not publish for now",
+        _ => {
+            let text = format!("node {node} reports {code:?}: `rustbalance status` there says what to do");
+            return Problem::new(kind, &member.node, text);
+        }
+    };
+    let text = format!("node {node}: {what}; `rustbalance status` there says more");
+    Problem::new(kind, &member.node, text)
+}
+
 /// Ports that some nodes serve and others do not. A client may reach any node, so all should serve
 /// the same ports.
 fn ports_that_differ(members: &[MemberStatus]) -> Vec<Problem> {
     let serving = members.iter().filter(|member| member.alive && member.phase != Some(Condition::Gone));
-    let nodes: Vec<_> = serving.filter_map(|member| Some((short(&member.node), member.ports.as_ref()?))).collect();
+    let nodes: Vec<_> = serving.filter_map(|member| Some((member.label(), member.ports.as_ref()?))).collect();
     let all: BTreeSet<u16> = nodes.iter().flat_map(|(_, ports)| ports.iter().copied()).collect();
     let apart = all.into_iter().filter_map(|port| {
         let (with, without): (Vec<_>, Vec<_>) = nodes.iter().partition(|(_, ports)| ports.contains(&port));
-        let names = |nodes: Vec<&(&str, &Vec<u16>)>| Vec::from_iter(nodes.iter().map(|(node, _)| *node)).join(", ");
+        let names =
+            |nodes: Vec<&(String, &Vec<u16>)>| Vec::from_iter(nodes.iter().map(|(node, _)| node.as_str())).join(", ");
         (!without.is_empty()).then(|| {
             let text = format!(
                 "port {port} is served by {} and not by {}, which refuses clients there: add [[port]] to its \

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::CanaryStatus;
 use super::problem::Problem;
 use crate::display::time;
+use crate::display::short;
 
 /// The state of a node, and its view of the cluster.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -66,6 +67,9 @@ pub struct Status {
     /// Open files that the system allows the daemon; `None` where there is no limit.
     #[serde(default)]
     pub files_allowed: Option<u64>,
+    /// Free space on the disk of the state directory, in bytes; `None` if the system does not say.
+    #[serde(default)]
+    pub disk_free_bytes: Option<u64>,
     /// Open files that `[limits]` needs.
     #[serde(default)]
     pub files_needed: u64,
@@ -119,6 +123,10 @@ pub struct PublisherStatus {
     pub term: u64,
     /// Whether it is this node.
     pub me: bool,
+    /// Time for which its lease is still good if it does not renew it, in seconds. It renews it
+    /// long before.
+    #[serde(default)]
+    pub lease_left_seconds: u64,
 }
 
 /// A member.
@@ -159,6 +167,26 @@ pub struct MemberStatus {
     /// The time until then, in seconds.
     #[serde(default)]
     pub membership_left_seconds: u64,
+    /// The name that its operator gave it, if any. Not unique.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// The version of its program, as its card states it; `None` if it has not been heard.
+    #[serde(default)]
+    pub version: Option<String>,
+    /// The problems that it reports of itself: names as in [`ProblemKind`](super::ProblemKind), and
+    /// perhaps others of a later version.
+    #[serde(default)]
+    pub problems: Vec<String>,
+}
+
+impl MemberStatus {
+    /// The node for a person: the beginning of its address, after its name if it has one.
+    pub(crate) fn label(&self) -> String {
+        match &self.name {
+            Some(name) => format!("{name} ({})", short(&self.node)),
+            None => short(&self.node).into(),
+        }
+    }
 }
 
 /// One of this node's introduction points.

@@ -126,14 +126,15 @@ fn a_token_is_not_in_debug() {
 fn a_node_is_named_by_the_beginning_of_its_address() {
     let nodes = [NodeId::from_public_key([1; 32]), NodeId::from_public_key([2; 32])];
     let whole: NodePrefix = nodes[0].to_string().to_uppercase().parse().unwrap();
-    assert_eq!(whole.choose(nodes), Ok(nodes[0]));
+    let unnamed = nodes.map(|node| (node, None));
+    assert_eq!(whole.choose(unnamed.clone()), Ok(nodes[0]));
     let short: NodePrefix = nodes[1].short().parse().unwrap();
-    assert_eq!(short.choose(nodes), Ok(nodes[1]));
+    assert_eq!(short.choose(unnamed.clone()), Ok(nodes[1]));
     assert!(short.choose([]).unwrap_err().contains("no member"));
     assert_eq!(whole.choose([]), Ok(nodes[0]), "a member that was never heard");
-    assert!(short.choose([nodes[1], nodes[1]]).unwrap_err().contains("several"));
-    for wrong in ["", "abc", "a b c d", "../../etc", "0189"] {
-        assert!(wrong.parse::<NodePrefix>().is_err(), "{wrong}");
+    assert!(short.choose([unnamed[1].clone(), unnamed[1].clone()]).unwrap_err().contains("several"));
+    for wrong in ["", "a b c d", "../../etc", "\u{1b}[31m", &"-".repeat(33)] {
+        assert!(wrong.parse::<NodePrefix>().is_err(), "{wrong:?}");
     }
 }
 
@@ -165,4 +166,23 @@ fn rust_files(folder: &Path) -> Vec<String> {
         }
     }
     found
+#[test]
+fn a_node_is_named_by_its_name_unless_that_fits_several() {
+    let nodes = [1, 2, 3].map(|key| NodeId::from_public_key([key; 32]));
+    let choose = |text: &str, names: [Option<&str>; 3]| {
+        let named = nodes.into_iter().zip(names.map(|name| name.map(str::to_owned)));
+        text.parse::<NodePrefix>().unwrap().choose(named)
+    };
+    let names = [Some("web-1"), Some("web-2.example"), None];
+    assert_eq!(choose("WEB-1", names), Ok(nodes[0]));
+    assert_eq!(choose("web-2.example", names), Ok(nodes[1]));
+    assert!(choose("web", names).unwrap_err().contains("no member"));
+    let two = choose("web-1", [Some("web-1"), Some("Web-1"), None]).unwrap_err();
+    assert!(nodes[..2].iter().all(|node| two.contains(&node.to_string()[..16])) && two.contains("(Web-1)"), "{two}");
+    // A hostile member takes the beginning of another's address for its name.
+    let start = &nodes[0].to_string()[..8];
+    let hostile = [None, None, Some(start)];
+    assert!(choose(start, hostile).unwrap_err().contains("several"));
+    assert_eq!(choose(&nodes[0].to_string(), hostile), Ok(nodes[0]));
+    assert_eq!(choose(&nodes[0].to_string()[..40], hostile), Ok(nodes[0]), "longer than a name may be");
 }

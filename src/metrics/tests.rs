@@ -26,6 +26,9 @@ fn member(letter: &str, me: bool) -> MemberStatus {
         doubled_seconds: None,
         membership_ends: 1_800_000_000,
         membership_left_seconds: 2_000_000,
+        name: Some("web-1".into()),
+        version: Some("0.1.0".into()),
+        problems: Vec::new(),
     }
 }
 
@@ -59,7 +62,7 @@ pub(super) fn status() -> Status {
         phase: Condition::Healthy,
         uptime_seconds: 60,
         tor: Bootstrap { fraction: 1.0, ready: true, message: "connected".into() },
-        publisher: Some(PublisherStatus { node: me.node.clone(), term: 3, me: true }),
+        publisher: Some(PublisherStatus { node: me.node.clone(), term: 3, me: true, lease_left_seconds: 20 }),
         intro_points: vec![IntroPointStatus {
             service: service.clone(),
             relay,
@@ -85,6 +88,7 @@ pub(super) fn status() -> Status {
         alarms: Vec::new(),
         discovery_generation: 0,
         files_allowed: Some(1024),
+        disk_free_bytes: Some(1 << 30),
         files_needed: 9000,
         isolated: None,
         clock: Default::default(),

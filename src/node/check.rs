@@ -18,6 +18,7 @@ use crate::clock::{date, unix_now};
 use crate::config::{Config, FILE_NAME};
 use crate::control::{self, ClockStatus, ControlError, Request, Response};
 use crate::display;
+use crate::control::{self, ControlError, LEAST_SPACE, Request, Response};
 use crate::health;
 use crate::memory;
 use crate::open_files::OpenFiles;
@@ -29,9 +30,6 @@ const DAEMON_LIMIT: Duration = Duration::from_secs(5);
 /// A clock this much behind the newest file counts as set back, in seconds: more than a file system
 /// rounds, and less than the 30 min after which other nodes ignore a heartbeat.
 const CLOCK_BEHIND: u64 = 120;
-/// Below this much free space on the disk, in bytes, a node cannot keep Tor's directory of the
-/// network, of which an update takes some 20 MB beside the old one.
-const LEAST_SPACE: u64 = 64 << 20;
 /// Below this much, something else may soon fill the disk.
 const LITTLE_SPACE: u64 = 512 << 20;
 
@@ -210,11 +208,17 @@ fn running(answer: Result<Response, ControlError>) -> Finding {
     }
 }
 
+/// Free space on the disk that has `dir`, or is to have it, in bytes.
+pub(super) fn free_space(dir: &Path) -> std::io::Result<u64> {
+    let nearest = dir.ancestors().find(|ancestor| ancestor.is_dir()).unwrap_or(Path::new("/"));
+    let disk = statvfs(nearest)?;
+    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
 /// Whether the disk has room.
 fn space(dir: &Path) -> Finding {
-    let nearest = dir.ancestors().find(|ancestor| ancestor.is_dir()).unwrap_or(Path::new("/"));
-    let free = match statvfs(nearest) {
-        Ok(disk) => disk.f_bavail.saturating_mul(disk.f_frsize),
+    let free = match free_space(dir) {
+        Ok(free) => free,
         Err(error) => return Finding::warning("free space", "unknown", error.to_string()),
     };
     let shown = format!("{} MiB", free >> 20);

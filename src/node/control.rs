@@ -15,6 +15,7 @@ use tracing::info;
 
 use super::alarms::Alarms;
 use super::canary::CanaryHandle;
+use super::check::free_space;
 use super::cluster::Cluster;
 use super::reload::reload;
 use super::service_units::ServiceViews;
@@ -179,8 +180,10 @@ impl Daemon {
 
     async fn evict(&self, prefix: &crate::control::NodePrefix) -> Response {
         let Some(running) = self.running.get() else { return not_yet() };
-        let members =
-            |coordinator: &Coordinator, _| coordinator.view().members().map(MemberView::node).collect::<Vec<_>>();
+        let named = |member: &MemberView| {
+            (member.node(), member.report().and_then(|report| report.name.as_ref()).map(ToString::to_string))
+        };
+        let members = |coordinator: &Coordinator, _| coordinator.view().members().map(named).collect::<Vec<_>>();
         let members = running.cluster.look(members);
         let node = match prefix.choose(members) {
             Ok(node) if node == self.store.node_id() => {
@@ -235,6 +238,7 @@ impl Daemon {
             discovery_generation: 0,
             files_allowed: Some(files.limit).filter(|limit| *limit < u64::MAX),
             files_needed: files.needed,
+            disk_free_bytes: free_space(self.store.dir()).ok(),
             isolated: None,
             clock: ClockStatus::default(),
             wireguard: WireguardStatus::default(),

@@ -55,8 +55,9 @@ pub(super) fn settings(
 /// The settings of the coordinator that a reload changes. `secret`: that of publishers, for
 /// `hide_outages`.
 pub(super) fn preferences(announced: &AnnouncedSettings, secret: Option<OutageSecret>) -> Preferences {
-    let AnnouncedSettings { node: NodeConfig { priority, weight }, ports, hide_outages, waiting } = announced;
+    let AnnouncedSettings { node: NodeConfig { name, priority, weight }, ports, hide_outages, waiting } = announced;
     Preferences {
+        name: name.clone(),
         priority: *priority,
         weight: *weight,
         ports: ports.iter().copied().collect(),

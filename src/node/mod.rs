@@ -205,7 +205,7 @@ async fn run_parts(
     engine: Arc<dyn Engine>,
     store: Arc<Store>,
     live: &LiveConfig,
-    daemon: &Daemon,
+    daemon: &Arc<Daemon>,
     stop: &CancellationToken,
     parts: &mut Supervisor,
 ) -> Result<(), NodeError> {

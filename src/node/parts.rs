@@ -14,6 +14,7 @@ use super::admission::{AdmissionInputs, JoinPort};
 use super::canary::{CanaryHandle, CanaryInputs};
 use super::control::{Daemon, RunningParts};
 use super::mesh_part::{MeshInputs, MeshPart};
+use super::reports::report_problems;
 use super::service_unit::{PublisherSecrets, ServiceContext, UNIT_STOPS};
 use super::service_units::ServiceUnits;
 use super::supervisor::{PartResult, Supervisor};
@@ -34,7 +35,7 @@ pub(super) async fn start(
     engine: Arc<dyn Engine>,
     store: Arc<Store>,
     live: &LiveConfig,
-    daemon: &Daemon,
+    daemon: &Arc<Daemon>,
     parts: &mut Supervisor,
 ) -> Result<(), NodeError> {
     let counters = daemon.counters.clone();
@@ -104,6 +105,7 @@ pub(super) async fn start(
     // The cell is set once: a daemon starts its parts once.
     let running = RunningParts {
         cluster,
+        cluster: cluster.clone(),
         links,
         services,
         discovery,
@@ -117,6 +119,7 @@ pub(super) async fn start(
         clock,
     };
     let _ = daemon.running.set(running);
+    parts.spawn("report of problems", report_problems(Arc::clone(daemon), cluster));
     Ok(())
 }
 

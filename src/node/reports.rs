@@ -1,16 +1,25 @@
 //! Reports changes in other parts to the cluster's task, systemd and the log.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
 use rustbalance_gossip::coordinator::Event;
 use rustbalance_gossip::record::Revocation;
 use rustbalance_gossip::signed::Verified;
 use rustbalance_gossip::view::Condition;
 use tokio::sync::{mpsc, watch};
+use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::cluster::Cluster;
+use super::control::Daemon;
 use super::supervisor::PartResult;
 use crate::link::Reach;
 use crate::systemd;
+
+/// Pause between two looks for problems of this node: the others see them within seconds.
+const PROBLEMS_PAUSE: Duration = Duration::from_secs(3);
 
 /// Sends each new value of a watch to the cluster's task as an event; the initial value is skipped.
 /// Ends when either side ends.
@@ -26,6 +35,20 @@ pub(super) async fn report<T: Clone>(
         }
     }
     Ok(())
+}
+
+/// Reports the problems of this node itself to the cluster's task, for the `status` of all nodes.
+/// Ends with the cluster's task.
+pub(super) async fn report_problems(daemon: Arc<Daemon>, cluster: Cluster) -> PartResult {
+    let mut before = BTreeSet::new();
+    loop {
+        let problems = daemon.status().own_problem_codes();
+        if problems != before && cluster.send_event(Event::Problems(problems.clone())).await.is_err() {
+            return Ok(());
+        }
+        before = problems;
+        sleep(PROBLEMS_PAUSE).await;
+    }
 }
 
 /// Reports this node's eviction to the cluster's task. Peers prove it with the signed revocation

@@ -59,7 +59,12 @@ pub(super) fn cluster_part(coordinator: &Coordinator, now: Now) -> ClusterPart {
         Leadership::Follower => view.holder(now).filter(|(node, _)| *node != view.me()),
     };
     ClusterPart {
-        publisher: holder.map(|(node, term)| PublisherStatus { node: node.to_string(), term, me: node == view.me() }),
+        publisher: holder.map(|(node, term)| PublisherStatus {
+            node: node.to_string(),
+            term,
+            me: node == view.me(),
+            lease_left_seconds: view.lease_left(now).unwrap_or_default().as_secs(),
+        }),
         members: view.members().map(|member| member_status(member, view.me(), &wanted, now)).collect(),
         publication: publication(coordinator, holder, points),
         invitations: view.invitations().iter().map(|it| invitation_status(it, now.unix)).collect(),
@@ -87,6 +92,9 @@ fn member_status(member: &MemberView, me: NodeId, wanted: &BTreeMap<Source, usiz
         doubled_seconds: member.duplicate_key_seen.map(|at| now.mono.saturating_sub(at).as_secs()),
         membership_ends: member.member.certificate.expires,
         membership_left_seconds: member.member.certificate.left(now.unix),
+        name: member.report().and_then(|report| report.name.as_ref()).map(ToString::to_string),
+        version: member.card().map(|card| card.version.chars().filter(char::is_ascii_graphic).collect()),
+        problems: member.report().iter().flat_map(|report| &report.problems).map(ToString::to_string).collect(),
     }
 }
 

@@ -8,8 +8,8 @@
 //! [`operators`], [`upgrades`], [`later`], [`services`], [`monitors`], most of [`circuits`] and
 //! parts of [`wireguard`]; in [`outages`] an outsider only observes.
 //! its Tor client), [`newcomer`] (a node joins), [`operators`], [`upgrades`], [`later`],
-//! [`services`], [`monitors`] and parts of [`wireguard`] and [`memberships`]; in [`outages`] an
-//! outsider only observes.
+//! [`services`], [`monitors`] and parts of [`wireguard`], [`memberships`] and [`reports`]; in
+//! [`outages`] an outsider only observes.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 #![allow(clippy::disallowed_methods)]
 
@@ -41,7 +41,10 @@ mod outages;
 mod raw_gossip;
 mod records;
 mod restored;
+mod reports;
 mod returning;
+#[path = "../fixtures/schema.rs"]
+mod schema;
 mod services;
 mod test_cluster;
 mod tokens;

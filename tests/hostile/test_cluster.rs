@@ -477,8 +477,13 @@ impl Daemon {
 
     /// The output of `rustbalance status`.
     pub(crate) fn shown(&self) -> String {
+        self.printed(&[])
+    }
+
+    /// The output of `rustbalance status` with these options.
+    pub(crate) fn printed(&self, options: &[&str]) -> String {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_rustbalance"));
-        let output = command.arg("--dir").arg(&self.dir).arg("status").output().unwrap();
+        let output = command.arg("--dir").arg(&self.dir).arg("status").args(options).output().unwrap();
         assert!(output.status.success(), "status fails: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     }

@@ -159,6 +159,7 @@ pub(crate) fn statement_cases(cast: &VectorKeys) -> Vec<(&'static str, Box<dyn V
         ("heartbeat", Box::new(statement_case(heartbeat(cast), alpha()))),
         ("intro_points", Box::new(statement_case(intro_points(cast), alpha()))),
         ("endpoint", Box::new(statement_case(endpoint(cast), alpha()))),
+        ("report", Box::new(statement_case(report(cast), alpha()))),
         ("lease", Box::new(statement_case(lease(cluster, node, 5, 100), alpha()))),
         ("publication", Box::new(statement_case(publication, alpha()))),
     ]
@@ -201,6 +202,13 @@ fn endpoint(cast: &VectorKeys) -> Endpoint {
     let (cluster, node, discovery) = (cast.cluster(), cast.alpha.node_id(), cast.discovery(1).secret);
     let sealed = seal(&announcement(), &discovery, cluster, node, SEAL_NONCE).unwrap();
     Endpoint { cluster, node, seq: (7 << 32) | 4, sealed }
+}
+
+/// Alpha has a name and two problems.
+fn report(cast: &VectorKeys) -> NodeReport {
+    let (cluster, node, name) = (cast.cluster(), cast.alpha.node_id(), "web-1".parse().unwrap());
+    let problems = ["disk_full", "target_down"].map(|code| code.parse().unwrap()).into();
+    NodeReport { cluster, node, seq: (7 << 32) | 5, name: Some(name), problems }
 }
 
 fn heartbeat(cast: &VectorKeys) -> Heartbeat {
@@ -254,6 +262,7 @@ pub(crate) fn check_view(cast: &VectorKeys, vectors: &Value) {
         (RecordKind::Card, "node_card"),
         (RecordKind::IntroPoints(service), "intro_points"),
         (RecordKind::Endpoint, "endpoint"),
+        (RecordKind::Report, "report"),
         (RecordKind::Lease, "lease"),
         (RecordKind::Publication(service), "publication"),
         (invitation, "invitation"),
@@ -270,6 +279,7 @@ pub(crate) fn check_view(cast: &VectorKeys, vectors: &Value) {
     let known = view.member(&alpha).unwrap();
     assert_eq!((known.phase(), known.condition()), (Phase::Active, Condition::Healthy));
     assert_eq!(known.intro_points(&service).unwrap().points, intro_points(cast).points);
+    assert_eq!(**known.report().unwrap(), report(cast));
     assert_eq!(view.best_claim().unwrap().holder, alpha);
     assert_eq!(view.highest_revision(&service, &PERIOD), Some(1_414_213_562));
     assert!(view.invitations().get(&cast.token(Role::Worker).invitation_id()).is_some());

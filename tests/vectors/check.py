@@ -219,6 +219,7 @@ STATEMENTS = {
     "heartbeat": ("rustbalance heartbeat v2", "alpha", 512),
     "intro_points": ("rustbalance intro points v2", "alpha", 12288),
     "endpoint": ("rustbalance record endpoint", "alpha", 1024),
+    "report": ("rustbalance record report", "alpha", 1024),
     "lease": ("rustbalance lease v1", "alpha", 512),
     "publication": ("rustbalance publication v2", "alpha", 2048),
 }

@@ -27,7 +27,7 @@ pub use settings::{Action, Event, Leadership, Preferences, Settings};
 use crate::bytes::VarBytes;
 use crate::id::{ClusterId, InvitationId, NodeId, ServiceId};
 use crate::lease::Election;
-use crate::record::{Chain, IntroPoint, Invitation, Member, Phase, RecordKind, Signer, Subprotocol};
+use crate::record::{Chain, IntroPoint, Invitation, Member, Phase, ProblemCode, RecordKind, Signer, Subprotocol};
 use crate::signed::{Check, Sign};
 use crate::source::Source;
 use crate::stand_in::{self, UnattendedPoint};
@@ -82,6 +82,10 @@ pub struct Coordinator {
     publishing: BTreeMap<ServiceId, Publishing>,
     /// This node's sealed WireGuard keys and addresses; `None` until it has had any.
     endpoint: Option<VarBytes>,
+    /// The problems of this node itself.
+    problems: BTreeSet<ProblemCode>,
+    /// True once this process has announced a report.
+    reported: bool,
     /// One planner for each service of the cluster.
     planners: BTreeMap<ServiceId, Planner>,
 }
@@ -109,6 +113,8 @@ impl Coordinator {
             serving: BTreeMap::new(),
             publishing: BTreeMap::new(),
             endpoint: None,
+            problems: BTreeSet::new(),
+            reported: false,
             planners: BTreeMap::from([(first, Planner::new(first))]),
             settings,
         }
@@ -258,6 +264,7 @@ impl Coordinator {
         self.election.listen(now.mono);
         self.view.begin(now.unix);
         self.announce_card(now, out);
+        self.announce_report(now, out);
         // Give up the lease of an earlier run, so that other nodes need not wait until it expires.
         self.announce_lease(self.settings.term, Duration::ZERO, now, out);
     }
@@ -300,6 +307,11 @@ impl Coordinator {
             Event::Endpoint { sealed } => {
                 self.endpoint = Some(sealed);
                 return self.announce_endpoint(now, out);
+            }
+            Event::Problems(problems) if problems == self.problems => {}
+            Event::Problems(problems) => {
+                self.problems = problems;
+                return self.announce_report(now, out);
             }
             Event::Preferences(preferences) => return self.prefer(preferences, now, out),
             Event::Fact(fact) => return self.fold(|view| view.fold_fact(fact, now)),

@@ -8,7 +8,8 @@ use super::{Action, Coordinator, Now, Preferences};
 use crate::address::mesh_address;
 use crate::id::ServiceId;
 use crate::record::{
-    AnyRecord, Endpoint, Heartbeat, IntroPoints, Lease, MAX_SUBPROTOCOLS, NodeCard, Publication, RecordKind, Role,
+    AnyRecord, Endpoint, Heartbeat, IntroPoints, Lease, MAX_SUBPROTOCOLS, NodeCard, NodeReport, Publication,
+    RecordKind, Role,
 };
 use crate::view::{Changes, RecordRejection};
 
@@ -19,6 +20,7 @@ impl Coordinator {
         if due.slow {
             self.announce_card(now, out);
             changes |= self.announce_endpoint(now, out);
+            changes |= self.announce_report(now, out);
             for service in self.serving.keys().copied().collect::<Vec<_>>() {
                 self.announce_points(service, true, now, out);
             }
@@ -52,6 +54,7 @@ impl Coordinator {
             self.announce_lease(term, self.settings.timing.ttl, now, out);
         }
         let mut changes = self.announce_card(now, out);
+        changes |= self.announce_report(now, out);
         // Whether outages are hidden matters to the plan, even if the card says the same.
         changes.points = true;
         changes
@@ -83,6 +86,21 @@ impl Coordinator {
         };
         out.push(Action::Gossip { kind: RecordKind::Endpoint, bytes });
         self.fold(|view| view.fold_endpoint(record, now))
+    }
+
+    /// Announces the name and the problems of this node, if there is anything to say.
+    pub(super) fn announce_report(&mut self, now: Now, out: &mut Vec<Action>) -> Changes {
+        let name = self.settings.preferences.name.clone();
+        if name.is_none() && self.problems.is_empty() && !self.reported {
+            return Changes::default();
+        }
+        let (cluster, node) = (self.cluster, self.me);
+        let problems = self.problems.iter().take(NodeReport::MAX_PROBLEMS).cloned().collect();
+        let record = |seq| NodeReport { cluster, node, seq, name, problems };
+        let Some((report, bytes)) = self.speaker.sign(record) else { return Changes::default() };
+        self.reported = true;
+        out.push(Action::Gossip { kind: RecordKind::Report, bytes });
+        self.fold(|view| view.fold_report(report, now))
     }
 
     fn announce_heartbeat(&mut self, now: Now, out: &mut Vec<Action>) -> Changes {

@@ -9,8 +9,8 @@ use crate::lease::Timing;
 use crate::liveness::Patience;
 use crate::outage::OutageSecret;
 use crate::record::{
-    AnyFact, Chain, MAX_INTRO_POINTS, MemberCertificate, NodeCard, PublishedPeriod, RecordKind, ServedPoint,
-    Subprotocol,
+    AnyFact, Chain, MAX_INTRO_POINTS, MemberCertificate, NodeCard, NodeName, ProblemCode, PublishedPeriod, RecordKind,
+    ServedPoint, Subprotocol,
 };
 use crate::view::DEFAULT_WAITING;
 
@@ -63,6 +63,8 @@ pub struct Preferences {
     pub hide_outages: Option<OutageSecret>,
     /// Maximum number of records kept that arrived before their signer's card.
     pub waiting: usize,
+    /// The name that the operator gave this node, for the `status` of all nodes.
+    pub name: Option<NodeName>,
 }
 
 impl Default for Preferences {
@@ -73,6 +75,7 @@ impl Default for Preferences {
             ports: BTreeSet::new(),
             hide_outages: None,
             waiting: DEFAULT_WAITING,
+            name: None,
         }
     }
 }
@@ -173,6 +176,10 @@ pub enum Event {
         /// [`Endpoint::MAX_SEALED`](crate::record::Endpoint::MAX_SEALED) bytes.
         sealed: VarBytes,
     },
+    /// The problems of this node itself, for the `status` of all nodes; sent after every change.
+    /// Those beyond [`NodeReport::MAX_PROBLEMS`](crate::record::NodeReport::MAX_PROBLEMS) are
+    /// dropped.
+    Problems(BTreeSet<ProblemCode>),
     /// The operator has changed the settings that may change.
     Preferences(Preferences),
     /// A fact that this node has signed with the authority key, or has read from disk.

@@ -6,6 +6,7 @@ use crate::signed::{Statement, Unverified, Verified};
 use crate::sim::{FOUNDED, Founder, Identity, point, served, sign};
 
 mod outages;
+mod reports;
 
 /// A coordinator under test, its clock, and its last announced record of each kind.
 struct Scene {

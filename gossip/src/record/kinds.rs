@@ -31,6 +31,7 @@ macro_rules! record_kinds {
                 Heartbeat("beat"): $crate::record::Heartbeat => fold_heartbeat;
                 Lease("lease"): $crate::record::Lease => fold_lease;
                 Endpoint("endpoint"): $crate::record::Endpoint => fold_endpoint;
+                Report("report"): $crate::record::NodeReport => fold_report;
             }
             keyed {
                 IntroPoints("ipts", $crate::id::ServiceId): $crate::record::IntroPoints => fold_points;
@@ -444,6 +445,7 @@ mod tests {
             RecordKind::Heartbeat,
             RecordKind::Lease,
             RecordKind::Endpoint,
+            RecordKind::Report,
             RecordKind::IntroPoints(service),
             RecordKind::Publication(service),
             RecordKind::Invitation(token),

@@ -1,9 +1,9 @@
 //! The signed statements that nodes gossip.
 //!
-//! A node's own records (card, heartbeat, endpoint, intro points, lease, publication) are signed by
-//! its key and carry a sequence number that rises over restarts. Facts (invitations, revocations,
-//! services, renewals) are signed by the cluster's authority key, so that any node may forward
-//! them.
+//! A node's own records (card, heartbeat, endpoint, report, intro points, lease, publication) are
+//! signed by its key and carry a sequence number that rises over restarts. Facts (invitations,
+//! revocations, services, renewals) are signed by the cluster's authority key, so that any node may
+//! forward them.
 
 pub use certificate::{
     AuthorityCertificate, Chain, ChainError, DiscoveryKey, MEMBERSHIP_SECONDS, Member, MemberCertificate,
@@ -21,6 +21,7 @@ pub use node::{
 pub use own::{Keyed, NodeRecord, OutOfBounds};
 pub(crate) use own::{MAX_PERIODS, check_points};
 pub use renewal::Renewal;
+pub use report::{BadText, NodeName, NodeReport, ProblemCode};
 pub use revocation::Revocation;
 pub use service::{Service, Setting};
 pub use short::ShortHeartbeat;
@@ -34,6 +35,7 @@ mod kinds;
 mod node;
 mod own;
 mod renewal;
+mod report;
 mod revocation;
 mod service;
 mod short;

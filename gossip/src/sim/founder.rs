@@ -10,7 +10,7 @@ use crate::bytes::{FixedBytes, VarBytes};
 use crate::id::{AuthorityId, ClusterId, InvitationId, NodeId, ServiceId};
 use crate::record::{
     AuthorityCertificate, Fitness, Heartbeat, IntroPoint, IntroPoints, Invitation, Lease, Member, MemberCertificate,
-    NodeCard, Phase, PointNonce, RelayId, Renewal, Revocation, Role, ServedPoint, Service,
+    NodeCard, NodeReport, Phase, PointNonce, ProblemCode, RelayId, Renewal, Revocation, Role, ServedPoint, Service,
 };
 use crate::signed::{Sign, Statement, Verified, sign_unknown_kind};
 
@@ -178,6 +178,12 @@ impl Identity {
     /// A heartbeat dated at the founding of the cluster.
     pub fn beat(&self, seq: u64, phase: Phase) -> Heartbeat {
         Heartbeat { cluster: self.cluster(), node: self.node(), seq, phase, hears: 0, unix: FOUNDED, instance: 0 }
+    }
+
+    /// A report with this name and these problems. Panics if it is not a name.
+    pub fn report(&self, seq: u64, name: Option<&str>, problems: Vec<ProblemCode>) -> NodeReport {
+        let name = name.map(|name| name.parse().expect("a name"));
+        NodeReport { cluster: self.cluster(), node: self.node(), seq, name, problems }
     }
 
     /// A lease with priority 100.

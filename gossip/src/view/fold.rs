@@ -5,7 +5,9 @@ use std::time::Duration;
 use super::services::start;
 use super::{Changes, MemberView, RecordRejection, View};
 use crate::lease::TERMS_PER_SECOND;
-use crate::record::{AnyRecord, Endpoint, Heartbeat, IntroPoints, Lease, NodeCard, Phase, Publication, Role};
+use crate::record::{
+    AnyRecord, Endpoint, Heartbeat, IntroPoints, Lease, NodeCard, NodeName, NodeReport, Phase, Publication, Role,
+};
 use crate::record_kinds;
 use crate::signed::Verified;
 use crate::time::Now;
@@ -154,6 +156,16 @@ impl View {
         let changed = known.is_none_or(|known| known.sealed != endpoint.sealed);
         self.keep(endpoint, now)?;
         Ok(Changes { endpoints: changed, ..Changes::default() })
+    }
+
+    pub(crate) fn fold_report(&mut self, report: Verified<NodeReport>, now: Now) -> Result<Changes, RecordRejection> {
+        let known = self.nodes.get(&report.node).and_then(MemberView::report);
+        let name = known.and_then(|known| known.name.as_ref());
+        if report.name.is_some() && report.name.as_ref() != name {
+            let name = report.name.as_ref().map(NodeName::as_str);
+            tracing::info!(node = %report.node.short(), name, "a member has this name");
+        }
+        self.keep(report, now)
     }
 
     pub(crate) fn fold_publication(

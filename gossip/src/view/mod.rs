@@ -21,8 +21,8 @@ use crate::id::{AuthorityId, ClusterId, NodeId, ServiceId};
 use crate::lease::{Claim, MAX_TTL, Rank};
 use crate::liveness::{Liveness, Patience};
 use crate::record::{
-    AnyRecord, Endpoint, Heartbeat, Invitation, Lease, Listed, Member, NodeCard, PeriodId, Phase, RecordKind,
-    Revocation, Role, ServedPoint,
+    AnyRecord, Endpoint, Heartbeat, Invitation, Lease, Listed, Member, NodeCard, NodeReport, PeriodId, Phase,
+    RecordKind, Revocation, Role, ServedPoint,
 };
 use crate::signed::{Check, Strict, Verified};
 use crate::time::Now;
@@ -156,6 +156,9 @@ impl MemberView {
     pub fn clock_ahead(&self) -> Option<i64> {
         let (arrived, sent) = (i64::try_from(self.heard_unix?).ok()?, i64::try_from(self.heartbeat()?.unix).ok()?);
         arrived.checked_sub(sent).filter(|_| self.alive)
+    /// Its report, if it has announced one since its last restart.
+    pub fn report(&self) -> Option<&Verified<NodeReport>> {
+        self.newest::<NodeReport>(RecordKind::Report).filter(|record| self.is_of_this_start(record.seq))
     }
 
     /// Its phase, as its newest heartbeat states it; `Joining` before the first.
@@ -433,6 +436,15 @@ impl View {
     pub fn holder(&self, now: Now) -> Option<(NodeId, u64)> {
         let best = self.best.filter(|_| self.is_best_live(now.mono))?;
         Some((best.holder, best.term))
+    }
+
+    /// Time for which the lease of the publisher is still good here, if it is not renewed; `None`
+    /// if there is no publisher.
+    pub fn lease_left(&self, now: Now) -> Option<Duration> {
+        let (holder, _) = self.holder(now)?;
+        let node = self.member(&holder)?;
+        let ttl = Duration::from_millis(node.lease()?.ttl_ms.into()).min(MAX_TTL);
+        Some((node.lease_seen + ttl).saturating_sub(now.mono))
     }
 
     /// The best claim to the highest term ever claimed, live or not. Its holder is still a member

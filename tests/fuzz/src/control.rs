@@ -97,7 +97,7 @@ pub(crate) fn request_seeds() -> Vec<Seed> {
         Seed::good("kill-circuit", &b"{\"request\":\"kill_circuit\",\"circuit\":\"0x12ab34cd\"}\n"[..]),
         Seed::bad("kill-no-circuit", &b"{\"request\":\"kill_circuit\",\"circuit\":\"::1\"}\n"[..]),
         Seed::good("evict", line(&Request::Evict { node: node.parse().unwrap() })),
-        Seed::bad("evict-whom", &b"{\"request\":\"evict\",\"node\":\"abc\"}\n"[..]),
+        Seed::bad("evict-whom", &b"{\"request\":\"evict\",\"node\":\"a b\"}\n"[..]),
         Seed::bad("no-end", &b"{\"request\":\"status\"}"[..]),
         Seed::bad("unknown", &b"{\"request\":\"status\",\"loud\":true}\n"[..]),
         Seed::bad("long", [&b"{\"request\":\"status\"}"[..], &[b' '; MAX_REQUEST], b"\n"].concat()),
@@ -211,6 +211,9 @@ fn example() -> Status {
         doubled_seconds: None,
         membership_ends: 1_800_000_000,
         membership_left_seconds: 2_000_000,
+        name: Some("web-1".into()),
+        version: Some("0.1.0".into()),
+        problems: vec!["disk_full".into()],
     };
     let period =
         PublishedPeriodStatus { number: 20_000, length_minutes: 1440, revision: 9, directories: 6, confirmed: 5 };
@@ -223,7 +226,7 @@ fn example() -> Status {
         phase: Condition::Healthy,
         uptime_seconds: 60,
         tor: Bootstrap { fraction: 0.5, ready: true, message: "connected".into() },
-        publisher: Some(PublisherStatus { node: node.clone(), term: 3, me: true }),
+        publisher: Some(PublisherStatus { node: node.clone(), term: 3, me: true, lease_left_seconds: 20 }),
         members: vec![member],
         intro_points: vec![IntroPointStatus {
             service: node.clone(),
@@ -276,6 +279,7 @@ fn example() -> Status {
         alarms: vec![AlarmStatus { invitation: world().token_id.to_string(), uses: 1, nodes: Vec::new() }],
         discovery_generation: 0,
         files_allowed: None,
+        disk_free_bytes: Some(1 << 30),
         files_needed: 4352,
         isolated: None,
         clock: ClockStatus { ahead_seconds: Some(-9), witness: Some("members".into()), proven: true },

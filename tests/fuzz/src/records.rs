@@ -7,7 +7,7 @@ use rustbalance_gossip::bytes::VarBytes;
 use rustbalance_gossip::codec;
 use rustbalance_gossip::record::{
     AuthorityCertificate, Chain, DiscoveryKey, Endpoint, Fitness, Heartbeat, IntroPoints, Invitation, Lease,
-    MemberCertificate, NodeCard, Phase, Publication, PublishedPeriod, Renewal, Subprotocol,
+    MemberCertificate, NodeCard, NodeReport, Phase, Publication, PublishedPeriod, Renewal, Subprotocol,
 };
 use rustbalance_gossip::signed::{Sign, Statement, Unverified, Verified};
 
@@ -102,6 +102,8 @@ pub(crate) fn record_seeds() -> Vec<Seed> {
         subprotocols: vec![Subprotocol(2, 6)],
     };
     let endpoint = Endpoint { cluster, node, seq: 1 << 32, sealed: VarBytes(vec![7; 120]) };
+    let (name, problems) = ("web-1".parse().ok(), vec!["disk_full".parse().unwrap()]);
+    let report = NodeReport { cluster, node, seq: 1 << 32, name, problems };
     let lease = Lease { cluster, holder, seq: 1 << 32, term: 3, priority: 100, ttl_ms: 30_000 };
     let period = PublishedPeriod { period: PERIOD, revision: 1 << 40, confirmed: 5, directories: 6 };
     let publication =
@@ -124,6 +126,7 @@ pub(crate) fn record_seeds() -> Vec<Seed> {
         Seed::good("forged-heartbeat", forged),
         seed("intro-points", &by(points, key)),
         seed("endpoint", &by(endpoint, key)),
+        seed("report", &by(report, key)),
         seed("lease", &by(lease, key)),
         seed("publication", &by(publication, key)),
         seed("invitation", &by(invitation, authority)),

@@ -38,12 +38,13 @@ fn address(text: &str) -> bool {
 fn prefix(text: &str) -> bool {
     let Ok(prefix) = text.parse::<NodePrefix>() else { return false };
     let written = prefix.to_string();
-    assert!((4..=56).contains(&written.len()));
+    assert!((1..=56).contains(&written.len()) && written.bytes().all(|byte| byte.is_ascii_graphic()));
     assert_eq!(written.parse(), Ok(prefix.clone()));
-    if let Ok(node) = prefix.choose(world().nodes.iter().copied()) {
-        assert!(node.to_string().starts_with(&written));
+    if let Ok(node) = prefix.choose(world().nodes.iter().map(|node| (*node, None))) {
+        assert!(node.to_string().starts_with(&typed::label(&written)));
     }
-    true
+    // A number is also a name; whether it is taken is up to the parser of ports here.
+    text.bytes().any(|byte| !byte.is_ascii_digit())
 }
 
 fn target(text: &str) -> bool {
@@ -76,6 +77,7 @@ pub(crate) fn text_seeds() -> Vec<Seed> {
         Seed::good("pasted-address", format!("http://www.{address}:80/path?x#y")),
         Seed::bad("mistyped-address", address.replacen(&address[..1], if &address[..1] == "a" { "b" } else { "a" }, 1)),
         Seed::good("prefix", &address.as_bytes()[..8]),
+        Seed::good("name", "Web-1.example_b"),
         Seed::good("ipv4", "127.0.0.1:8080"),
         Seed::good("ipv6", "[::1]:8080"),
         Seed::good("localhost", "LocalHost:80"),

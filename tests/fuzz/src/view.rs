@@ -9,8 +9,8 @@ use rustbalance_gossip::lease::Claim;
 use rustbalance_gossip::liveness::Patience;
 use rustbalance_gossip::record::{
     AnyFact, Chain, Endpoint, Fitness, Heartbeat, IntroPoints, Invitation, Lease, MAX_INTRO_POINTS, MAX_SERVICES,
-    MemberCertificate, NodeCard, PeriodId, Phase, Publication, PublishedPeriod, RecordKind, Renewal, Revocation, Role,
-    Service, Signer, Subprotocol,
+    MemberCertificate, NodeCard, NodeReport, PeriodId, Phase, Publication, PublishedPeriod, RecordKind, Renewal,
+    Revocation, Role, Service, Signer, Subprotocol,
 };
 use rustbalance_gossip::signed::{Unverified, Verified};
 use rustbalance_gossip::time::Now;
@@ -170,6 +170,12 @@ fn composed(script: &mut Script<'_>, kind: RecordKind, origin: NodeId) -> Vec<u8
             let sealed = VarBytes(script.bytes().to_vec());
             unsigned(&key, &Endpoint { cluster, node, seq, sealed })
         }
+        RecordKind::Report => {
+            let name = (script.byte() & 1 == 0).then(|| format!("web-{}", script.byte()).parse().unwrap());
+            let problems =
+                (0..script.choice(18)).map(|_| format!("problem_{:03}", script.byte()).parse().unwrap()).collect();
+            unsigned(&key, &NodeReport { cluster, node, seq, name, problems })
+        }
         RecordKind::Publication(service) => {
             let mut period = || {
                 let period = PeriodId { number: script.number(), ..PERIOD };
@@ -318,13 +324,14 @@ pub(crate) fn view_seeds() -> Vec<Seed> {
         card.byte(0).byte(0).byte(100).byte(1).byte(5)
     };
     let beat = |who: usize, seq: u64| record(who, 1).byte(1).number(seq).byte(1).number(5);
-    let points = |who: usize| record(who, 4).byte(0).byte(1).number(1).byte(0).byte(2).byte(who as u8).byte(20);
+    let points = |who: usize| record(who, 5).byte(0).byte(1).number(1).byte(0).byte(2).byte(who as u8).byte(20);
     let lease = |who: usize, term: u64| record(who, 2).byte(1).number(term).number(term).number(30_000).byte(100);
     let publication =
-        |who: usize| record(who, 5).byte(0).byte(1).number(1).number(20_000).number(77).number(20_001).number(78);
-    let invitation = |uses: u8| record(1, 6).byte(0).byte(1).number(1).byte(uses).byte(0).byte(0).number(9);
-    let revocation = |who: usize| record(1, 7).byte(who as u8).byte(1).number(1);
-    let renewal = |who: usize, ends: u64| record(1, 9).byte(who as u8).byte(1).number(1).number(ends);
+        |who: usize| record(who, 6).byte(0).byte(1).number(1).number(20_000).number(77).number(20_001).number(78);
+    let invitation = |uses: u8| record(1, 7).byte(0).byte(1).number(1).byte(uses).byte(0).byte(0).number(9);
+    let revocation = |who: usize| record(1, 8).byte(who as u8).byte(1).number(1);
+    let report = |who: usize| record(who, 4).byte(1).number(1).byte(0).byte(7).byte(2).byte(1).byte(2);
+    let renewal = |who: usize, ends: u64| record(1, 10).byte(who as u8).byte(1).number(1).number(ends);
     let script = |orders: Vec<ScriptBuilder>| orders.into_iter().flat_map(|orders| orders.0).collect::<Vec<u8>>();
     let again = |who: usize| ScriptBuilder::default().byte(AGAIN).byte(who as u8);
     let wait = ScriptBuilder::default().byte(WAIT).byte(60);
@@ -346,6 +353,7 @@ pub(crate) fn view_seeds() -> Vec<Seed> {
         Seed::good("waiting", script(vec![beat(1, 1), lease(1, 3), publication(1), card(1, 0), beat(1, 2)])),
         Seed::good("overdrawn", script(vec![card(1, 0), card(2, 1), card(3, 1), invitation(1), beat(3, 1)])),
         Seed::good("evicted", script(vec![card(1, 0), lease(1, 3), revocation(1), beat(1, 9), card(1, 0)])),
+        Seed::good("reported", script(vec![card(1, 0), beat(1, 1), report(1), again(2)])),
         Seed::good(
             "renewed",
             script(vec![card(1, 0), renewal(1, 1 << 20), revocation(2), renewal(2, 9), renewal(0, 7)]),
