@@ -66,7 +66,6 @@ fn the_comments_of_the_first_file_are_the_defaults() {
     assert_eq!(config.proxy.circuit_streams_per_second.take(), Some((10, 32)));
     assert_eq!(config.proxy.circuit_bytes_per_second.take(), Some(1 << 20));
     assert_eq!(config.service.refusals_per_circuit.take(), Some(100));
-    assert_eq!(rate, Some((25, 200)), "the one key of a table that is off by default");
     assert_eq!(config.node.name.take(), "web-1".parse().ok());
     let address: SocketAddr = "203.0.113.7:7440".parse().unwrap();
     let example = WireguardConfig {

@@ -8,8 +8,7 @@ use rustbalance_gossip::view::Condition;
 use serde::{Deserialize, Serialize};
 
 use super::status::{AlarmStatus, MemberStatus, PublicationStatus, Status};
-use crate::display::{moment, plural, short, time};
-use crate::display::{bytes, plural, short, time};
+use crate::display::{bytes, moment, plural, short, time};
 
 /// Below this much free space on the disk, in bytes, a node cannot keep Tor's directory of the
 /// network, of which an update takes some 20 MB beside the old one.
@@ -21,7 +20,18 @@ const MOST_PORTS: usize = 5;
 
 /// What kind of problem, the worst first. The names never change: monitoring relies on them.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, strum::EnumIter, strum::IntoStaticStr, strum::EnumString,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    strum::EnumIter,
+    strum::IntoStaticStr,
+    strum::EnumString,
 )]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]

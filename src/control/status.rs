@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use super::CanaryStatus;
 use super::problem::Problem;
-use crate::display::time;
 use crate::display::short;
+use crate::display::time;
 
 /// The state of a node, and its view of the cluster.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -166,6 +166,8 @@ fn rust_files(folder: &Path) -> Vec<String> {
         }
     }
     found
+}
+
 #[test]
 fn a_node_is_named_by_its_name_unless_that_fits_several() {
     let nodes = [1, 2, 3].map(|key| NodeId::from_public_key([key; 32]));

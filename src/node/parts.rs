@@ -104,7 +104,6 @@ pub(super) async fn start(
     });
     // The cell is set once: a daemon starts its parts once.
     let running = RunningParts {
-        cluster,
         cluster: cluster.clone(),
         links,
         services,

@@ -6,10 +6,8 @@
 //! accepted, and that `status` counts the refusals. There is no attacker in [`tor`] (a node loses
 //! its Tor client), [`alerts`], [`canary`], [`newcomer`] (a node joins), [`restored`],
 //! [`operators`], [`upgrades`], [`later`], [`services`], [`monitors`], most of [`circuits`] and
-//! parts of [`wireguard`]; in [`outages`] an outsider only observes.
-//! its Tor client), [`newcomer`] (a node joins), [`operators`], [`upgrades`], [`later`],
-//! [`services`], [`monitors`] and parts of [`wireguard`], [`memberships`] and [`reports`]; in
-//! [`outages`] an outsider only observes.
+//! parts of [`wireguard`], [`memberships`] and [`reports`]; in [`outages`] an outsider only
+//! observes.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 #![allow(clippy::disallowed_methods)]
 
@@ -40,8 +38,8 @@ mod operators;
 mod outages;
 mod raw_gossip;
 mod records;
-mod restored;
 mod reports;
+mod restored;
 mod returning;
 #[path = "../fixtures/schema.rs"]
 mod schema;

@@ -156,6 +156,8 @@ impl MemberView {
     pub fn clock_ahead(&self) -> Option<i64> {
         let (arrived, sent) = (i64::try_from(self.heard_unix?).ok()?, i64::try_from(self.heartbeat()?.unix).ok()?);
         arrived.checked_sub(sent).filter(|_| self.alive)
+    }
+
     /// Its report, if it has announced one since its last restart.
     pub fn report(&self) -> Option<&Verified<NodeReport>> {
         self.newest::<NodeReport>(RecordKind::Report).filter(|record| self.is_of_this_start(record.seq))
