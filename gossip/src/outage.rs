@@ -4,8 +4,7 @@
 //! introduction points appear and disappear together, and thus when each machine is down. With
 //! `hide_outages` the points of a silent node stay published for a random time, while publishers
 //! stand in at them. The points of a node that was evicted or has said goodbye leave at once: an
-//! evicted node must no longer be named, and a leaving node closes its points before any publisher
-//! stands in.
+//! evicted node must no longer be named, and a leaving node may stay away.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

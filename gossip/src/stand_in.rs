@@ -4,7 +4,8 @@
 //! A new descriptor omits a silent node, but clients keep the old one for hours, and until a relay
 //! notices that the machine is dead it forwards clients to it. So a living publisher establishes
 //! the same points again, with the same keys at the same relays: a relay replaces the old circuit
-//! by the new one. When the node returns, it does the same.
+//! by the new one. When the node returns, it does the same. A node that says goodbye serves until
+//! its points are taken in this way, so that no client meets a closed one.
 //!
 //! [`share`] is a pure function of the view. A hash assigns each point to one publisher, so that
 //! publishers with the same view agree and the load is spread. If their views differ, two may serve
@@ -86,15 +87,17 @@ fn publishers_that_are(view: &View, service: &ServiceId, fitness: Fitness) -> Ve
     active.filter(|node| node.fitness(service) == fitness).map(MemberView::node).collect()
 }
 
-/// The points of nodes that are dead or evicted and were heard recently, the most recently heard
-/// first.
+/// The points of nodes that have said goodbye, are dead or evicted, and were heard recently, the
+/// most recently heard first.
 fn unattended_points(view: &View, mono: Duration) -> Vec<UnattendedPoint> {
-    // Stand in only after the shortest silence that means death: a node that said goodbye still
-    // serves for some seconds, and one heard only once since our start may be alive.
-    let least = view.patience().least;
     let silence = |node: &MemberView| node.last_heard.map(|heard| mono.saturating_sub(heard));
     let lost = |node: &MemberView| {
         let answers = node.alive && node.standing == Standing::Member;
+        // A node that says goodbye keeps its points open until others have taken them. For all
+        // others, the shortest silence that means death: one heard only once since our start may be
+        // alive.
+        let leaves = node.phase() == Phase::Gone && node.standing == Standing::Member;
+        let least = if leaves { Duration::ZERO } else { view.patience().least };
         !answers && silence(node).is_some_and(|silence| (least..STAND_IN_TIME).contains(&silence))
     };
     let mut lost: Vec<&MemberView> = view.nodes().filter(|node| node.node() != view.me() && lost(node)).collect();
@@ -233,13 +236,25 @@ mod tests {
     fn no_publisher_stands_in_after_a_short_silence_or_if_no_client_knows_the_points() {
         let mut cluster = Cluster::new();
         cluster.beat(&[0, 1, 2, 3, 4], Phase::Active, 0..30);
-        cluster.beat(&[3], Phase::Gone, 30..31);
-        assert_eq!(cluster.shared(&[0, 1, 2], 36), [], "a leaving node still serves its last clients");
-        cluster.beat(&[0, 1, 2, 4], Phase::Active, 32..50);
+        assert_eq!(cluster.shared(&[0, 1, 2], 36), [], "a node that is silent for 8 s may be alive");
+        cluster.beat(&[0, 1, 2, 4], Phase::Active, 30..50);
         assert_eq!(cluster.shared(&[0, 1, 2], 50).len(), 4);
         let later = 30 + STAND_IN_TIME.as_secs();
         cluster.beat(&[0, 1, 2, 4], Phase::Active, later - 20..later + 10);
         assert_eq!(cluster.shared(&[0, 1, 2], later + 10), []);
+    }
+
+    #[test]
+    fn publishers_stand_in_at_once_for_a_node_that_says_goodbye_until_it_is_back() {
+        let mut cluster = Cluster::new();
+        cluster.beat(&[0, 1, 2, 3, 4], Phase::Active, 0..30);
+        cluster.beat(&[3], Phase::Gone, 30..31);
+        assert_eq!(cluster.shared(&[0, 1, 2], 30).len(), 4);
+        cluster.beat(&[0, 1, 2, 4], Phase::Active, 32..36);
+        assert_eq!(cluster.shared(&[0, 1, 2], 36).len(), 4);
+        cluster.beat(&[0, 1, 2, 4], Phase::Active, 36..37);
+        cluster.beat(&[3], Phase::Joining, 36..37);
+        assert_eq!(cluster.shared(&[0, 1, 2], 36), [], "its new process opens them itself");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 pub mod check;
 mod circuit;
+pub mod keeping;
 pub mod plan;
 pub mod stand_in;
 pub mod task;

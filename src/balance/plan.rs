@@ -20,6 +20,8 @@
 //!    at the same moment) is closed at once instead.
 //! 4. If fewer slots serve than wanted, a new one is opened once the relays of the others are
 //!    known. If more serve, the youngest retires.
+//! 5. When the node stops, other nodes take the points over ([`Event::HandOver`]). Then no slot is
+//!    opened again: its relay has closed the circuit in favour of another node's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -122,6 +124,8 @@ pub enum Event {
     Introductions(SlotId, u64),
     /// No client gets through at the point with this session key, although its circuit is open.
     Deaf(FixedBytes<32>),
+    /// Other nodes take the points over from now on.
+    HandOver,
 }
 
 /// An action that the task carries out.
@@ -184,6 +188,7 @@ struct Slot {
 pub struct BalancePlan {
     want: usize,
     may_choose: bool,
+    handing_over: bool,
     slots: BTreeMap<SlotId, Slot>,
     next: u64,
     must_leave: BTreeSet<RelayId>,
@@ -227,12 +232,18 @@ impl Machine for BalancePlan {
                 }
             }
             Event::Deaf(point) => self.replace(point, now, &mut actions),
+            Event::HandOver => self.handing_over = true,
         }
-        self.reconcile(now, &mut actions);
+        if !self.handing_over {
+            self.reconcile(now, &mut actions);
+        }
         actions
     }
 
     fn next_timeout(&self, now: Now) -> Option<Duration> {
+        if self.handing_over {
+            return None;
+        }
         self.slots.values().map(|slot| slot.next_timeout(now)).min()
     }
 }
@@ -243,6 +254,7 @@ impl BalancePlan {
         Self {
             want,
             may_choose: true,
+            handing_over: false,
             slots: BTreeMap::new(),
             next: 1,
             must_leave: BTreeSet::new(),

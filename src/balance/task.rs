@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::circuit;
+use super::keeping::Keeping;
 use super::plan::{Action, BalancePlan, Event, Lifetime, SlotId, Stored};
 use crate::blocking::on_disk;
 use crate::clock::{Clock, unix_now};
@@ -60,6 +61,9 @@ pub struct PointStatus {
     pub created: u64,
     /// Introductions so far.
     pub introductions: u64,
+    /// True if it has retired: it serves clients with an old descriptor, and no other node knows
+    /// it.
+    pub retired: bool,
 }
 
 /// What the canary asks for when clients do not get through at this node's points.
@@ -89,6 +93,8 @@ pub struct Balance {
     pub wanted: watch::Receiver<WantedPoints>,
     /// What the canary asks for.
     pub repairs: mpsc::Receiver<PointRepair>,
+    /// Whether this node keeps its points.
+    pub keeping: watch::Receiver<Keeping>,
     /// The points to advertise, written by the task.
     pub advertised: watch::Sender<Vec<ServedPoint>>,
     /// The open points, written by the task for `status`.
@@ -101,6 +107,7 @@ enum Input {
     /// Another number of points is to be kept.
     Number(usize),
     Repair(PointRepair),
+    Keeping(Keeping),
     /// It is time to count introductions.
     Count,
     Opened(SlotId, Result<(Arc<dyn OpenIntroPoint>, PointNonce), String>),
@@ -155,11 +162,13 @@ impl Shell<BalancePlan> for BalanceShell {
 
     async fn next(&mut self) -> Option<Input> {
         let Balance { wanted, points, repairs, .. } = &mut self.balance;
+        let Balance { wanted, points, keeping, .. } = &mut self.balance;
         tokio::select! {
             changed = wanted.changed() => changed.ok().map(|()| Input::WantedPoints(wanted.borrow_and_update().clone())),
             // Without a sender the number does not change any further.
             Ok(()) = points.changed() => Some(Input::Number(*points.borrow_and_update())),
             Some(repair) = repairs.recv() => Some(Input::Repair(repair)),
+            Ok(()) = keeping.changed() => Some(Input::Keeping(*keeping.borrow_and_update())),
             _ = self.count.tick() => Some(Input::Count),
         }
     }
@@ -174,8 +183,15 @@ impl Shell<BalancePlan> for BalanceShell {
             Input::Repair(PointRepair::Reopen) => {
                 let open: Vec<_> = self.open.keys().copied().collect();
                 open.into_iter().map(|slot| self.lost(slot)).collect()
+            Input::Keeping(Keeping::All) => Vec::new(),
+            Input::Keeping(Keeping::UntilTaken) => vec![Event::HandOver],
+            Input::Keeping(Keeping::Nothing) => {
+                self.shut();
+                vec![Event::HandOver]
             }
             Input::Count => self.count(),
+            // The node stops, and its points are closed.
+            Input::Opened(_, Ok(_)) if *self.balance.keeping.borrow() == Keeping::Nothing => Vec::new(),
             Input::Opened(slot, Ok((handle, nonce))) => vec![self.opened(slot, handle, nonce, jobs)],
             Input::Opened(slot, Err(error)) => {
                 info!(slot = slot.0, %error, "cannot open an introduction point, will try again");
@@ -206,6 +222,7 @@ impl Shell<BalancePlan> for BalanceShell {
             point: open.handle.describe(),
             created: open.stored.created,
             introductions: open.stored.introductions,
+            retired: open.stored.retired.is_some(),
         };
         publish(&self.balance.status, self.open.values().map(status).collect());
         Vec::new()
@@ -287,6 +304,14 @@ impl BalanceShell {
         }
         if let Err(error) = on_disk(|| self.balance.store.forget(slot)) {
             warn!(%error, "cannot remove the keys of a closed introduction point");
+        }
+    }
+
+    /// Closes all circuits. The points stay on disk, for the next start.
+    fn shut(&mut self) {
+        for (slot, open) in std::mem::take(&mut self.open) {
+            open.watcher.abort();
+            self.known.insert(slot, open.stored);
         }
     }
 

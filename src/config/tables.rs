@@ -262,6 +262,9 @@ fn limits(keys: &mut impl KeyVisitor, service: &mut ServiceLimits, proxy: &mut P
     );
     let meaning = "A stream that has ended in one direction and carries nothing for this long is closed.";
     keys.key("half_closed_timeout", Running, time(), &mut proxy.half_closed, meaning);
+    let meaning = "How long a node that stops serves the streams that are open. Under systemd, TimeoutStopSec= of the \
+                   unit must be 30 s longer.";
+    keys.key("shutdown_timeout", Running, seconds(1)..=seconds(3600), &mut proxy.shutdown, meaning);
 }
 
 /// The burst of streams if only the rate is set: several pages of a site at once, in browsers that

@@ -41,6 +41,7 @@ mod alerting;
 mod canary;
 mod check;
 mod circuits;
+mod closing;
 pub mod cluster;
 mod control;
 mod discovery;

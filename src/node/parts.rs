@@ -1,6 +1,6 @@
 //! The parts of a running node, in the order in which they start. They stop in the reverse order:
-//! first the goodbye, so that the other members take over at once; then the services, whose clients
-//! get time to finish; then gossip, links, Tor.
+//! first the goodbye, so that the other members take over at once; then the services, which hand
+//! their introduction points over and serve their clients to the end; then gossip, links, Tor.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use super::control::{Daemon, RunningParts};
 use super::mesh_part::{MeshInputs, MeshPart};
 use super::reports::report_problems;
 use super::service_unit::{PublisherSecrets, ServiceContext, UNIT_STOPS};
+use super::service_unit::{PublisherSecrets, ServiceContext, UNITS_STOP};
 use super::service_units::ServiceUnits;
 use super::supervisor::{PartResult, Supervisor};
 use super::timekeeping::watch_clock;
@@ -77,6 +78,8 @@ pub(super) async fn start(
         proxy: proxy.clone(),
         points: live.points(),
         health: live.health(),
+        keeping: Arc::default(),
+        asked_to_stop: daemon.leave.clone(),
     };
     let (failed, failure) = mpsc::channel(1);
     let units = ServiceUnits::start(context, live.targets(), services, failed)?;
@@ -94,6 +97,7 @@ pub(super) async fn start(
     let canary = CanaryHandle::start(inputs, parts);
     let (judged, clock) = watch::channel(ClockVerdict::default());
     parts.spawn("clock", watch_clock(Arc::clone(&engine), cluster.clone(), judged));
+    parts.start("services", UNITS_STOP, |stop| units.run(stop));
     let saying = cluster.clone();
     parts.start("goodbye", GOODBYE, |stop| async move {
         stop.cancelled().await;

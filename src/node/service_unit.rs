@@ -22,6 +22,7 @@ use super::disk::{IdentityKeyCredentials, StoredIntroPoints, StoredRevisions};
 use super::reports::report;
 use super::supervisor::{PartResult, Supervisor};
 use crate::balance;
+use crate::balance::keeping::Keeping;
 use crate::balance::stand_in::task::{StandIn, StandInPoint};
 use crate::balance::task::{Balance, PointRepair, PointStatus};
 use crate::config::JOIN_PORT;
@@ -36,13 +37,14 @@ use crate::tor::{Directory, Engine, Incoming, Refused, ServiceGuard};
 
 /// Client streams that may wait to be handled.
 const STREAMS: usize = 256;
-/// Time that open client streams have to finish while their service stops.
+/// Time that open client streams have to finish while their service stops. A node that is asked to
+/// stop has given them more before.
 const GRACE: Duration = Duration::from_secs(5);
 /// Time limit for a part of a service to stop once its streams have ended.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
-/// Time limit for a service to stop: first its streams, then its other parts, which end at once
-/// unless one hangs.
-pub(super) const UNIT_STOPS: Duration = Duration::from_secs(GRACE.as_secs() + 2 * STOP_LIMIT.as_secs());
+/// Time limit for the services to stop: first their streams, then their other parts, which end at
+/// once unless one hangs. Before that comes `[limits] shutdown_timeout`, an hour at most.
+pub(super) const UNITS_STOP: Duration = Duration::from_secs(3600 + GRACE.as_secs() + 2 * STOP_LIMIT.as_secs());
 
 /// State shared by the services of a node.
 #[derive(Clone)]
@@ -60,6 +62,11 @@ pub(super) struct ServiceContext {
     /// Number of introduction points to keep for each service.
     pub(super) points: watch::Receiver<usize>,
     pub(super) health: watch::Receiver<HealthSettings>,
+    /// Whether introduction points are kept; changes when the node stops.
+    pub(super) keeping: Arc<watch::Sender<Keeping>>,
+    /// Cancelled when the node is asked to stop. Then it serves its clients to the end; a node that
+    /// stops because it has failed does not.
+    pub(super) asked_to_stop: CancellationToken,
 }
 
 /// The secrets that a publisher holds for a service.
@@ -272,6 +279,7 @@ impl Starting<'_> {
             points: self.context.points.clone(),
             wanted,
             repairs,
+            keeping: self.context.keeping.subscribe(),
             advertised,
             status,
         };
@@ -297,6 +305,7 @@ impl Starting<'_> {
             limits: Arc::clone(&self.limits),
             streams,
             wanted,
+            keeping: self.context.keeping.subscribe(),
             status,
         };
         let run = |stop| async move { stand_in.run(stop).await.map_err(NodeError::IntroPoints) };

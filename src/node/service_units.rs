@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::NodeError;
+use super::closing;
 use super::cluster::{DecisionsByService, ServiceDecisions};
 use super::service_unit::{ServiceContext, ServiceUnit, ServiceView, ServiceWatches};
 use super::supervisor::PartResult;
@@ -69,7 +70,8 @@ impl ServiceUnits {
         self.views.subscribe()
     }
 
-    /// Runs until `stop` and until every unit has stopped.
+    /// Runs until `stop` and until every unit has stopped. A node that is asked to stop first
+    /// serves the clients that it has.
     pub(super) async fn run(mut self, stop: CancellationToken) -> PartResult {
         loop {
             tokio::select! {
@@ -89,6 +91,10 @@ impl ServiceUnits {
             }
         }
         stop.cancelled().await;
+        if self.context.asked_to_stop.is_cancelled() {
+            let views = self.views.borrow().clone();
+            closing::serve_out(&self.context, &views).await;
+        }
         self.units.values().for_each(|unit| unit.stop.cancel());
         while self.running.join_next().await.is_some() {}
         Ok(())

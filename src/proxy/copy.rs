@@ -6,6 +6,9 @@
 //! neither does code written for TCP sockets. So the end of one direction is passed on as a
 //! shutdown, and the other direction goes on as long as it moves within the (shorter) half-close
 //! time: a target may finish what it writes, but cannot linger.
+//!
+//! While the node stops, a stream on which nothing has moved for [`SLEEP`] since the target wrote
+//! ends too. It is most likely a connection that a browser keeps for its next request.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -19,11 +22,19 @@ use futures::FutureExt;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
 
 use crate::stream::BoxStream;
 
 /// Minimum time between two reports that bytes move: each report takes a lock.
 const REPORT: Duration = Duration::from_millis(500);
+
+/// While the node stops: time without a byte since the target wrote after which a stream ends. A
+/// stream whose client waits for an answer goes on.
+pub(super) const SLEEP: Duration = Duration::from_secs(10);
+/// Longest interval between two looks at a stream while the node stops.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Size of one read, in bytes: the payload of 32 relay cells, so that full cells go out.
 const BUFFER: usize = 32 * 498;
@@ -54,6 +65,8 @@ pub(super) enum Ended {
     HalfClosed,
     /// Nothing moved for the idle time.
     Idle,
+    /// The node stops, and nothing moved for [`SLEEP`] since the target wrote.
+    Asleep,
     /// One side stopped taking bytes.
     Stalled,
     /// One side failed.
@@ -94,6 +107,8 @@ struct Activity<'a> {
 
 struct Times {
     last: Instant,
+    /// The direction in which bytes moved last; to the client if none have moved.
+    way: Direction,
     reported: Instant,
     used: bool,
 }
@@ -103,6 +118,8 @@ impl<'a> Activity<'a> {
         let now = Instant::now();
         let times = Mutex::new(Times { last: now, reported: now, used: false });
         Self { times, half_closed: AtomicBool::new(false), watching }
+        let times = Mutex::new(Times { last: now, way: Direction::ToClient, reported: now, used: false });
+        Self { times, half_closed: AtomicBool::new(false), report }
     }
 
     fn times(&self) -> MutexGuard<'_, Times> {
@@ -115,7 +132,7 @@ impl<'a> Activity<'a> {
         let now = Instant::now();
         let activity = {
             let mut times = self.times();
-            times.last = now;
+            (times.last, times.way) = (now, direction);
             if direction == Direction::FromClient && !times.used {
                 times.used = true;
                 Some(StreamActivity::Used)
@@ -140,32 +157,43 @@ impl<'a> Activity<'a> {
         self.times().last
     }
 
-    /// Returns once nothing has moved for the idle time, or for the half-close time if one side has
-    /// ended.
-    async fn watch(&self, bounds: Bounds) -> Ended {
+    /// Returns once nothing has moved for the idle time, for the half-close time if one side has
+    /// ended, or for [`SLEEP`] after `stopping` if the client waits for no answer.
+    async fn watch(&self, bounds: Bounds, stopping: &CancellationToken) -> Ended {
         // Looking again at least this often notices a half-close in time, without a channel for it.
         let wake_interval = bounds.idle.map_or(bounds.half_closed, |idle| idle.min(bounds.half_closed));
         loop {
+            let stops = stopping.is_cancelled();
+            let sleeps = stops && self.times().way == Direction::ToClient;
             let (limit, ended) = match self.half_closed.load(Ordering::Relaxed) {
                 true => (Some(bounds.half_closed), Ended::HalfClosed),
+                false if sleeps => (Some(bounds.idle.map_or(SLEEP, |idle| idle.min(SLEEP))), Ended::Asleep),
                 false => (bounds.idle, Ended::Idle),
             };
-            let look = Instant::now() + wake_interval;
+            let look = Instant::now() + if stops { wake_interval.min(LOOK) } else { wake_interval };
             let deadline = limit.map(|limit| self.last() + limit);
             if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return ended;
             }
-            sleep_until(deadline.map_or(look, |deadline| deadline.min(look))).await;
+            tokio::select! {
+                () = sleep_until(deadline.map_or(look, |deadline| deadline.min(look))) => {}
+                () = stopping.cancelled(), if !stops => {}
+            }
         }
     }
 }
 
 /// Copies until the stream ends. `from_client` and `to_client` count the bytes delivered.
+/// Copies until the stream ends. `report` is called with its activity, at most every half second;
+/// `from_client` and `to_client` count the bytes delivered. `stopping` is cancelled when the node
+/// stops.
 pub(super) async fn copy_both(
     client: BoxStream,
     target: BoxStream,
     bounds: Bounds,
     watching: Watching<'_>,
+    stopping: &CancellationToken,
+    report: &(dyn Fn(StreamActivity) + Sync),
     from_client: &AtomicU64,
     to_client: &AtomicU64,
 ) -> Ended {
@@ -176,7 +204,7 @@ pub(super) async fn copy_both(
     let down = copy_one_way(target_read, client_write, bounds.stall, (&activity, Direction::ToClient), to_client);
     tokio::select! {
         done = futures::future::try_join(up, down) => done.err().unwrap_or(Ended::Whole),
-        ended = activity.watch(bounds) => ended,
+        ended = activity.watch(bounds, stopping) => ended,
     }
 }
 

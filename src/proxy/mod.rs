@@ -66,6 +66,8 @@ impl ProxyLimits {
         let bytes = self.circuit_bytes_per_second.map(|rate| Rate::per_second(rate, rate));
         RateBounds { streams, bytes }
     }
+    /// How long a node that stops serves the streams that are open.
+    pub shutdown: Duration,
 }
 
 impl Default for ProxyLimits {
@@ -78,6 +80,7 @@ impl Default for ProxyLimits {
             half_closed: Duration::from_secs(30),
             circuit_streams_per_second: None,
             circuit_bytes_per_second: None,
+            shutdown: Duration::from_secs(60),
         }
     }
 }
@@ -114,6 +117,8 @@ struct Shared {
     files: usize,
     room: Arc<StreamRoom>,
     counters: Counters,
+    /// Cancelled when the node stops.
+    stopping: CancellationToken,
 }
 
 impl Proxy {
@@ -121,7 +126,8 @@ impl Proxy {
     /// that applied when it began. Never serves more than `files` streams at once.
     pub fn new(limits: watch::Receiver<ProxyLimits>, files: usize, counters: Counters) -> Self {
         let targets = watch::channel(Vec::new()).1;
-        let shared = Arc::new(Shared { limits, files, room: Arc::default(), counters });
+        let shared =
+            Arc::new(Shared { limits, files, room: Arc::default(), counters, stopping: CancellationToken::new() });
         Self { targets, of_service: Arc::default(), shared }
     }
 
@@ -140,6 +146,16 @@ impl Proxy {
     /// Most streams that may be open at once now, over all services of the node.
     pub fn most_streams(&self) -> usize {
         self.shared.limits.borrow().streams.min(self.shared.files)
+    }
+
+    /// How long a node that stops serves the streams that are open.
+    pub fn shutdown_limit(&self) -> Duration {
+        self.shared.limits.borrow().shutdown
+    }
+
+    /// Ends the streams of all services that no client waits at, from now on: the node stops.
+    pub fn end_sleeping(&self) {
+        self.shared.stopping.cancel();
     }
 
     /// Serves every stream that comes until `shutdown`; then accepts no more, gives the open ones
@@ -248,6 +264,9 @@ impl Proxy {
         let watching = Watching { report: &report, pace: &pace };
         match copy_both(client, upstream, bounds, watching, from_client, to_client).await {
             Ended::Whole | Ended::HalfClosed => {}
+        let stopping = &self.shared.stopping;
+        match copy_both(client, upstream, bounds, stopping, &report, from_client, to_client).await {
+            Ended::Whole | Ended::HalfClosed | Ended::Asleep => {}
             Ended::Idle => counters.count(Counter::StreamsIdle),
             Ended::Stalled => counters.count(Counter::StreamsStalled),
             Ended::Broken(error) => debug!(port, %error, "a stream broke off"),

@@ -68,6 +68,7 @@ fn short() -> ProxyLimits {
         stall: Some(Duration::from_secs(60)),
         half_closed: Duration::from_secs(60),
         ..ProxyLimits::default()
+        shutdown: Duration::from_secs(60),
     }
 }
 
@@ -242,6 +243,8 @@ async fn idle_streams_and_unread_streams_stay_open_by_default() {
         let (from_client, to_client) = (&counters.bytes_from_clients, &counters.bytes_to_clients);
         let watching = Watching { report: &|_| {}, pace: &|_| None };
         copy_both(Box::new(theirs), Box::new(targets), bounds, watching, from_client, to_client).await
+        let stopping = CancellationToken::new();
+        copy_both(Box::new(theirs), Box::new(targets), bounds, &stopping, &|_| {}, from_client, to_client).await
     });
     // More than the client's window and the buffers hold, so it waits for the client.
     let page = tokio::spawn(async move { target.write_all(&[7; 40_000]).await });
@@ -366,4 +369,39 @@ async fn a_stream_that_waits_takes_little_memory() {
     let (outer, inner) =
         (size_of_val(&proxy.serve(request(80).0)), size_of_val(&proxy.serve_whole(incoming, &admitted)));
     assert!(outer <= 1024 && inner <= 2048, "{outer} and {inner} bytes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_stops_ends_the_streams_at_which_no_client_waits() {
+    let stopping = CancellationToken::new();
+    // The client's end, the target's end, and the task that copies.
+    let open = || {
+        let ((client, theirs), (target, targets)) = (duplex(64), duplex(64));
+        let bounds = Bounds { idle: None, stall: None, half_closed: Duration::from_secs(30) };
+        let stopping = stopping.clone();
+        let copying = tokio::spawn(async move {
+            let (from_client, to_client) = (Default::default(), Default::default());
+            let (theirs, targets) = (Box::new(theirs), Box::new(targets));
+            copy_both(theirs, targets, bounds, &stopping, &|_| {}, &from_client, &to_client).await
+        });
+        (client, target, copying)
+    };
+    let (_client, _target, unused) = open();
+    let (mut client, mut target, answered) = open();
+    client.write_all(b"question").await.unwrap();
+    target.read_exact(&mut [0; 8]).await.unwrap();
+    target.write_all(b"answer").await.unwrap();
+    client.read_exact(&mut [0; 6]).await.unwrap();
+    let (mut waiting, mut busy, waits) = open();
+    waiting.write_all(b"question").await.unwrap();
+    busy.read_exact(&mut [0; 8]).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert!(!unused.is_finished() && !answered.is_finished(), "until the node stops");
+    stopping.cancel();
+    assert!(matches!(unused.await.unwrap(), Ended::Asleep) && matches!(answered.await.unwrap(), Ended::Asleep));
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert!(!waits.is_finished(), "the client waits for its answer");
+    busy.write_all(b"answer").await.unwrap();
+    waiting.read_exact(&mut [0; 6]).await.unwrap();
+    assert!(matches!(waits.await.unwrap(), Ended::Asleep));
 }

@@ -120,6 +120,14 @@ impl Circuits {
         true
     }
 
+    /// Closes the open circuits that have had no stream for `idle`.
+    pub(crate) fn close_idle(&self, idle: Duration) {
+        let mut state = self.state();
+        for id in state.plan.close_idle(idle, self.origin.elapsed()) {
+            state.close(id);
+        }
+    }
+
     /// How many there are now.
     pub(crate) fn counts(&self) -> CircuitCounts {
         self.state().plan.counts()
@@ -171,6 +179,11 @@ impl State {
         let known = self.known.remove(&id)?;
         self.exported.remove(&known.exported);
         Some(known)
+    }
+    fn close(&mut self, id: CircuitId) {
+        if let Some(closed) = self.closing.remove(&id) {
+            closed.cancel();
+        }
     }
 }
 
@@ -229,6 +242,13 @@ impl Place {
         self.circuits.state().plan.left(self.id, self.circuits.origin.elapsed())
     }
 
+    /// Reports that a client asks for a stream. The request counts until the returned value is
+    /// dropped.
+    pub(crate) fn asked(self: &Arc<Self>) -> StreamQuestion {
+        self.apply(Event::Asked(self.id));
+        StreamQuestion(Arc::clone(self))
+    }
+
     /// Reports an accepted stream. The circuit is kept open until the returned value is dropped.
     pub(crate) fn accepted(self: &Arc<Self>) -> StreamUse {
         self.apply(Event::Accepted(self.id));
@@ -253,6 +273,22 @@ impl Drop for Place {
     fn drop(&mut self) {
         self.apply(Event::Ended(self.id));
         self.circuits.state().forget(self.id);
+    }
+}
+
+/// Held by a client's request for a stream until it is answered.
+pub(crate) struct StreamQuestion(Arc<Place>);
+
+impl StreamQuestion {
+    /// The circuit of the request.
+    pub(crate) fn place(&self) -> &Arc<Place> {
+        &self.0
+    }
+}
+
+impl Drop for StreamQuestion {
+    fn drop(&mut self) {
+        self.0.apply(Event::Answered(self.0.id));
     }
 }
 

@@ -31,10 +31,23 @@ async fn a_drained_node_drains_on_after_a_restart_until_it_is_resumed() {
         })
         .await;
     };
-    match test_cluster.named("beta").call(Request::Drain {}).await.unwrap() {
-        Response::Done { message } => assert!(message.contains("also after a restart"), "{message}"),
-        other => panic!("beta does not drain: {other:?}"),
-    }
+    // A client of beta that has its stream open.
+    let (_client, mut held) = loop {
+        let client = test_cluster.net.engine();
+        let before = test_cluster.named("beta").status().await.unwrap().traffic.streams_open;
+        let Ok(stream) = client.dial(test_cluster.address(), 80, Duration::from_secs(10)).await else { continue };
+        if test_cluster.named("beta").status().await.unwrap().traffic.streams_open > before {
+            break (client, stream);
+        }
+    };
+    let (left, printed) = drain_and_wait(test_cluster.named("beta"), "2s").await;
+    assert!(left != Some(0) && printed.contains("also after a restart"), "{printed}");
+    assert!(printed.contains("not drained within 2s: 1 stream left"), "{printed}");
+    held.write_all(b"name\n").await.unwrap();
+    held.read_to_end(&mut Vec::new()).await.unwrap();
+    drop(held);
+    let (code, printed) = drain_and_wait(test_cluster.named("beta"), "2m").await;
+    assert!(code == Some(0) && printed.contains("drained: the node can be stopped"), "{code:?}: {printed}");
     drained(&test_cluster).await;
 
     let net = test_cluster.net.clone();
@@ -53,6 +66,14 @@ async fn a_drained_node_drains_on_after_a_restart_until_it_is_resumed() {
     node.kill().await;
     node.run(&net);
     test_cluster.healthy().await;
+}
+
+/// Runs `rustbalance drain --wait` with this time limit. Returns its exit code and all it printed.
+async fn drain_and_wait(daemon: &Daemon, limit: &str) -> (Option<i32>, String) {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_rustbalance"));
+    command.arg("--dir").arg(daemon.dir()).args(["drain", "--wait", "--timeout", limit]);
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]

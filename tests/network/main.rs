@@ -32,6 +32,7 @@ mod needles;
 #[path = "../hostile/raw_gossip.rs"]
 mod raw_gossip;
 mod returning;
+mod rolling;
 mod secrets;
 mod services;
 mod serving;

@@ -87,7 +87,7 @@ fn whole_life(progress: &mut Progress, cluster: &Cluster<'_>) -> Result<()> {
 
     // Every way to end: SIGTERM, SIGKILL with a restart, and refusal to start with a damaged key.
     alpha.term()?;
-    ensure!(alpha.await_exit(LIMIT)? == Some(0), "alpha did not end with exit code 0");
+    ensure!(alpha.await_exit(LIMIT * 3)? == Some(0), "alpha did not end with exit code 0");
     beta.kill9()?;
     beta.run()?;
     let gamma = nodes.named("gamma")?;

@@ -211,6 +211,13 @@ impl Coordinator {
     pub fn handle(&mut self, event: Event, now: Now) -> Vec<Action> {
         let mut out = Vec::new();
         if self.has_ended() {
+            // A node that has said goodbye serves on until another one has taken its points over,
+            // and must hear whether one is left that can.
+            if let Event::Record { origin, kind, bytes } = event
+                && !self.life.is_excluded()
+            {
+                self.apply_record(origin, kind, &bytes, now);
+            }
             return out;
         }
         let now = self.advance(now, &mut out);

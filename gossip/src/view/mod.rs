@@ -530,7 +530,7 @@ impl View {
     }
 
     /// True if another node may take over the lease and is not draining.
-    pub(crate) fn has_successor(&self) -> bool {
+    pub fn has_successor(&self) -> bool {
         self.members().any(|node| node.node() != self.me && node.is_eligible() && node.phase() != Phase::Draining)
     }
 

@@ -302,4 +302,17 @@ fn a_deaf_point_is_replaced_at_another_relay_and_lingers() {
     world.handle(Event::Deaf(deaf.point.session_key));
     world.handle(Event::Deaf(FixedBytes([0xee; 32])));
     assert_eq!(world.advertised, advertised);
+fn points_that_are_handed_over_are_not_opened_again_and_stay_advertised() {
+    let mut world = World::new(3);
+    world.handle(Event::Tick);
+    let advertised = world.advertised.clone();
+    assert_eq!((advertised.len(), world.open.len()), (3, 3));
+    world.handle(Event::HandOver);
+    for slot in world.open.keys().copied().collect::<Vec<_>>() {
+        world.open.remove(&slot);
+        world.handle(Event::Lost(slot));
+    }
+    world.run(60);
+    assert!(world.open.is_empty() && world.retired.is_empty());
+    assert_eq!(world.advertised, advertised, "others find the points in the node's last record");
 }

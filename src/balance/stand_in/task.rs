@@ -15,6 +15,7 @@ use tracing::{debug, info};
 
 use super::plan::{Action, Event, StandInPlan};
 use crate::balance::circuit;
+use crate::balance::keeping::Keeping;
 use crate::balance::task::COUNT_EVERY;
 use crate::clock::Clock;
 use crate::drive::{Driver, Jobs, Shell};
@@ -49,6 +50,8 @@ pub struct StandIn {
     pub streams: mpsc::Sender<Incoming>,
     /// The points that are assigned to this node now.
     pub wanted: watch::Receiver<BTreeSet<UnattendedPoint>>,
+    /// Whether this node keeps the points at which it serves.
+    pub keeping: watch::Receiver<Keeping>,
     /// The points at which it serves, written by the task for `status`.
     pub status: watch::Sender<Vec<StandInPoint>>,
 }
@@ -56,6 +59,7 @@ pub struct StandIn {
 /// An input of the shell.
 enum Input {
     Wanted(BTreeSet<UnattendedPoint>),
+    Keeping(Keeping),
     /// It is time to count introductions.
     Count,
     Opened(UnattendedPoint, Result<Arc<dyn OpenIntroPoint>, String>),
@@ -95,9 +99,10 @@ impl Shell<StandInPlan> for StandInShell {
     type Input = Input;
 
     async fn next(&mut self) -> Option<Input> {
-        let wanted = &mut self.stand_in.wanted;
+        let StandIn { wanted, keeping, .. } = &mut self.stand_in;
         tokio::select! {
             changed = wanted.changed() => changed.ok().map(|()| Input::Wanted(wanted.borrow_and_update().clone())),
+            Ok(()) = keeping.changed() => Some(Input::Keeping(*keeping.borrow_and_update())),
             _ = self.count.tick() => Some(Input::Count),
         }
     }
@@ -106,6 +111,13 @@ impl Shell<StandInPlan> for StandInShell {
         let named = |unattended: &UnattendedPoint| (unattended.node.short(), unattended.served.point.relay);
         match input {
             Input::Wanted(wanted) => vec![Event::Wanted(wanted)],
+            Input::Keeping(keeping) => {
+                if keeping == Keeping::Nothing {
+                    std::mem::take(&mut self.open).into_values().for_each(|holder| holder.abort());
+                }
+                // A point that is not wanted stays open until another node takes it.
+                if keeping == Keeping::All { Vec::new() } else { vec![Event::Wanted(BTreeSet::new())] }
+            }
             Input::Count => Vec::new(),
             Input::Opened(unattended, Ok(handle)) => {
                 let (node, relay) = named(&unattended);

@@ -130,6 +130,8 @@ async fn a_service_comes_and_goes_while_another_is_served() {
         proxy: Proxy::new(watch::channel(ProxyLimits::default()).1, usize::MAX, Counters::default()),
         points: watch::channel(2).1,
         health: watch::channel(HealthSettings::default()).1,
+        keeping: Arc::default(),
+        asked_to_stop: CancellationToken::new(),
     };
     let at = |site: std::net::SocketAddr| vec![PortTarget::new(80, Target::Tcp(site))];
     let of_first = at(site(first.name).await);

@@ -3,8 +3,9 @@
 //! Opening builds a circuit to the relay and sends ESTABLISH_INTRO on it. Then a handler in the
 //! circuit's reactor queues INTRODUCE2 cells (a full queue drops them), one task per point reads
 //! them in order, and each valid one gets its own rendezvous task. The point ends when its handle
-//! is dropped, when its circuit closes, or when two consecutive directories lack the relay. The
-//! circuits of clients that were introduced there stay open.
+//! is dropped, when its circuit closes, or when two consecutive directories lack the relay.
+//! Introductions that have arrived by then are still answered, because their relay has acknowledged
+//! them. The circuits of clients that were introduced there stay open.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -321,8 +322,8 @@ fn start(
     let introductions = Arc::clone(&answering.introductions);
     let relay = describe.relay;
     let netdir = Arc::clone(&answering.live.netdir);
-    shared.tasks.spawn(stop.clone().run_until_cancelled_owned(answering.run(queue)));
-    let ended = stop.clone();
+    // Ends once the circuit has ended and the queue is empty.
+    shared.tasks.spawn(shared.shutdown.clone().run_until_cancelled_owned(answering.run(queue)));
     shared.tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
         let reason = tokio::select! {
             () = tunnel.wait_for_close() => "its circuit was closed".to_owned(),
@@ -330,7 +331,6 @@ fn start(
         };
         tracing::debug!(%relay, %reason, "lost an introduction point");
         why.send_replace(Some(reason));
-        ended.cancel();
     }));
     Point { describe, lost, introductions, _stop: stop.drop_guard() }
 }

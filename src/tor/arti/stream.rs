@@ -20,7 +20,7 @@ use tor_proto::client::stream::DataStream;
 use tor_proto::stream::{IncomingStream, IncomingStreamRequest};
 
 use crate::stream::BoxStream;
-use crate::tor::circuits::{Place, StreamUse};
+use crate::tor::circuits::{Place, StreamQuestion, StreamUse};
 use crate::tor::{Incoming, Refused, RefusedCounts, Rejection, StreamRequest, TorError};
 
 /// Time limit for the circuit to take the answer to a request.
@@ -129,14 +129,14 @@ async fn refuse<P: Pending>(request: P, why: Rejection) {
 /// A request that was offered to the daemon; dropping it rejects the stream.
 struct Request<P: Pending> {
     pending: Option<P>,
-    place: Arc<Place>,
+    question: StreamQuestion,
 }
 
 impl<P: Pending> Request<P> {
     /// The request, with the port that it asks for if it is valid. On the heap, so that the task of
     /// a circuit that waits for requests has no memory for one.
     fn new(pending: P, place: &Arc<Place>) -> (Option<u16>, Box<Self>) {
-        (begin_port(pending.request()), Box::new(Self { pending: Some(pending), place: Arc::clone(place) }))
+        (begin_port(pending.request()), Box::new(Self { pending: Some(pending), question: place.asked() }))
     }
 }
 
@@ -147,7 +147,7 @@ impl<P: Pending> StreamRequest for Request<P> {
             return Err(TorError::Invalid("this request was answered before".into(), None));
         };
         match timeout(ANSWER_LIMIT, pending.connect()).await {
-            Ok(Ok(inner)) => Ok(Box::new(TorStream::new(inner, Some(self.place.accepted())))),
+            Ok(Ok(inner)) => Ok(Box::new(TorStream::new(inner, Some(self.question.place().accepted())))),
             Ok(Err(error)) => Err(TorError::Unreachable {
                 to: "the client".into(),
                 why: "it went away before it was answered".into(),

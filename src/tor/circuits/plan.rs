@@ -22,6 +22,8 @@
 //!    idle for less than [`PATIENCE`] is never replaced.
 //! 4. **Refused streams.** If the operator has set a number, an open circuit on which that many
 //!    streams were refused within [`REFUSALS_PERIOD`] because it exceeds a limit is closed.
+//! 4. **At the end.** A node that stops has circuits without a stream closed much sooner
+//!    ([`CircuitPlan::close_idle`]), so that their clients come to other nodes.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -83,6 +85,10 @@ pub(super) enum Event {
     Introduced { at: RendezvousPoint, bounds: CircuitBounds },
     /// The circuit has reached the client; `most` is the bound on open circuits.
     Met { id: CircuitId, most: usize },
+    /// A client asks for a stream.
+    Asked(CircuitId),
+    /// The request was answered.
+    Answered(CircuitId),
     /// A stream was accepted.
     Accepted(CircuitId),
     /// Bytes have moved on a stream.
@@ -124,6 +130,10 @@ struct Open {
     /// Whether a stream was ever accepted.
     accepted: bool,
     streams: usize,
+    /// Requests for streams that are not answered yet.
+    requests: usize,
+    /// Last time the circuit was opened, or a request was answered or a stream ended.
+    rests: Duration,
     /// Last time the circuit was opened, or a stream on it was accepted or ended: the idle time
     /// limits count from here.
     kept: Duration,
@@ -150,12 +160,17 @@ impl CircuitPlan {
         match event {
             Event::Introduced { at, bounds } => return self.introduced(at, bounds, now),
             Event::Met { id, most } => return self.met(id, most, now),
+            Event::Asked(id) => self.note(id, |open| open.requests += 1),
+            Event::Answered(id) => self.note(id, |open| {
+                open.rests = now;
+                open.requests = open.requests.saturating_sub(1);
+            }),
             Event::Accepted(id) => self.note(id, |open| {
                 (open.accepted, open.kept) = (true, now);
                 open.streams += 1;
             }),
             Event::Released(id) => self.note(id, |open| {
-                open.kept = now;
+                (open.kept, open.rests) = (now, now);
                 open.streams = open.streams.saturating_sub(1);
             }),
             Event::Exceeded { id, most } => return self.exceeded(id, most, now),
@@ -176,6 +191,11 @@ impl CircuitPlan {
     /// The open circuits, each with the time at which its client was met and its open streams.
     pub(super) fn open(&self) -> impl Iterator<Item = (CircuitId, Duration, usize)> {
         self.open.iter().map(|(id, open)| (*id, open.since, open.streams))
+    /// Forgets the open circuits that have had neither a stream nor a request for one for `idle`,
+    /// and returns them: they are to be closed.
+    pub(super) fn close_idle(&mut self, idle: Duration, now: Duration) -> Vec<CircuitId> {
+        let is_idle = |open: &mut Open| open.streams == 0 && open.requests == 0 && now >= open.rests + idle;
+        self.open.extract_if(.., |_, open| is_idle(open)).map(|(id, _)| id).collect()
     }
 
     /// How long this open circuit may stay open if nothing happens.
@@ -231,6 +251,10 @@ impl CircuitPlan {
         let (accepted, used) = (false, false);
         let open = Open { since: now, accepted, streams: 0, kept: now, used, moved: now, refusals: (0, now) };
         self.open.insert(id, open);
+        self.open.insert(
+            id,
+            Open { accepted: false, streams: 0, requests: 0, rests: now, kept: now, used: false, moved: now },
+        );
         actions
     }
 

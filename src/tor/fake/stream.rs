@@ -128,6 +128,8 @@ impl Circuit {
         let circuit = self.place.as_ref().map_or(CircuitId(0), |place| place.id());
         let exported = self.place.as_ref().map(|place| place.exported());
         self.streams.try_send(Incoming { port, circuit, exported, request }).map_err(|_| {
+        let _asked = self.place.as_ref().map(Place::asked);
+        self.streams.try_send(Incoming { port, circuit, request }).map_err(|_| {
             self.count();
             StreamRefused::Rejected
         })?;

@@ -15,8 +15,8 @@ use rustbalance_testnet::{Network, Relay};
 use super::EventLog;
 use super::watch::Watch;
 
-/// Time limit for a daemon to end after SIGTERM.
-const END_LIMIT: Duration = Duration::from_secs(30);
+/// Time limit for a daemon to end after SIGTERM: TimeoutStopSec= of the unit.
+const END_LIMIT: Duration = Duration::from_secs(90);
 /// Pause before a daemon that ended by itself is restarted: `RestartSec=` of the systemd unit.
 const RESTART_PAUSE: Duration = Duration::from_secs(5);
 

@@ -54,6 +54,7 @@ fn standing_in(net: &FakeNet, owner: &Owner, wanted: &[UnattendedPoint]) -> watc
         limits: limits(),
         streams,
         wanted: wanted_watch,
+        keeping: watch::channel(Keeping::All).1,
         status,
     };
     tokio::spawn(async move {

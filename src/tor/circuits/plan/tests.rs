@@ -72,6 +72,30 @@ fn a_rendezvous_point_that_never_answers_gives_its_places_to_others() {
 }
 
 #[test]
+fn a_node_that_stops_closes_only_circuits_on_which_no_client_waits() {
+    let mut plan = CircuitPlan::default();
+    let mut circuit = || meet(&mut plan, 99, at(0)).unwrap().0;
+    let (unused, asked, used, streaming) = (circuit(), circuit(), circuit(), circuit());
+    plan.handle(Event::Asked(asked), at(1));
+    for id in [used, streaming] {
+        plan.handle(Event::Asked(id), at(1));
+        plan.handle(Event::Accepted(id), at(2));
+        plan.handle(Event::Answered(id), at(2));
+    }
+    plan.handle(Event::Released(used), at(4));
+    let idle = at(5);
+    assert_eq!(plan.close_idle(idle, at(4)), []);
+    assert_eq!(plan.close_idle(idle, at(5)), [unused]);
+    assert_eq!(plan.close_idle(idle, at(9)), [used]);
+    // Its request is refused: the client may ask for another port.
+    plan.handle(Event::Answered(asked), at(20));
+    assert_eq!(plan.close_idle(idle, at(24)), []);
+    assert_eq!(plan.close_idle(idle, at(25)), [asked]);
+    assert_eq!(plan.close_idle(idle, at(9999)), [], "a stream keeps its circuit");
+    assert_eq!(plan.counts().open, 1);
+}
+
+#[test]
 fn unlisted_rendezvous_points_are_given_up_first_and_displace_no_listed_one() {
     let mut plan = CircuitPlan::default();
     let (honest, _) = introduce(&mut plan, listed(1), (4, 99), at(0)).unwrap();
