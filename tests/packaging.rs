@@ -80,11 +80,11 @@ fn the_unit_reloads_the_configuration_of_the_node_that_it_runs() {
 #[test]
 fn the_unit_and_its_drop_ins_are_what_systemd_understands() {
     for (drop_ins, most_exposed) in [
-        (&[][..], 1.2),
-        (&["webrtc.conf"], 1.4),
+        (&[][..], 1.1),
+        (&["webrtc.conf"], 1.2),
         (&["wireguard-kernel.conf"], 1.5),
         (&["lxc.conf"], 3.3),
-        (&["lxc.conf", "webrtc.conf"], 3.5),
+        (&["lxc.conf", "webrtc.conf"], 3.4),
     ] {
         let (_folder, unit) = installed(drop_ins);
         let verified = analyze(&["verify", "--man=no"], &unit);
@@ -99,6 +99,33 @@ fn the_unit_and_its_drop_ins_are_what_systemd_understands() {
     let (_folder, unit) = installed(&[]);
     fs::write(unit.with_extension("service.d").join("wrong.conf"), "[Service]\nProtectTheHome=yes\n").unwrap();
     assert!(String::from_utf8_lossy(&analyze(&["verify", "--man=no"], &unit).stderr).contains("ProtectTheHome"));
+}
+
+/// The unit hands the token to `join` as a credential, and nowhere else.
+#[test]
+fn the_unit_that_joins_reads_its_token_from_its_credentials() {
+    let (folder, text) = (tempfile::tempdir().unwrap(), packaging("rustbalance-join.service"));
+    let unit = folder.path().join("rustbalance-join.service");
+    fs::write(&unit, text.replace("=/usr/local/bin/rustbalance ", "=/bin/true ")).unwrap();
+    let errors = String::from_utf8_lossy(&analyze(&["verify", "--man=no"], &unit).stderr).into_owned();
+    assert!(!errors.contains("rustbalance-join"), "{errors}");
+    let value = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    let (name, _) = value("LoadCredential=").split_once(':').unwrap();
+    let master = "duckduckgogg42xjoc72x3sjasowoarfbgcmvfimaftt6twagswzczad.onion";
+    let credentials = folder.path().to_str().unwrap();
+    let command = value("ExecStart=").replace("MASTER.onion", master).replace("${CREDENTIALS_DIRECTORY}", credentials);
+    let words: Vec<&str> = command.split(' ').collect();
+    let dir = folder.path().join("state");
+    let join = || {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_rustbalance"));
+        program.args(["--dir", dir.to_str().unwrap()]).args(&words[3..]).output().unwrap()
+    };
+    let said = |output: Output| String::from_utf8(output.stderr).unwrap();
+    let missing = said(join());
+    assert!(missing.contains("cannot open the token file"), "{missing}");
+    fs::write(folder.path().join(name), "not a token\n").unwrap();
+    let read = said(join());
+    assert!(read != missing && read.contains("token") && !dir.exists(), "{read}");
 }
 
 #[test]
@@ -129,10 +156,9 @@ fn the_lxc_drop_in_turns_off_all_that_needs_a_namespace_and_nothing_else() {
     for key in keys(&drop_in) {
         assert!(in_unit.contains(&key), "the drop-in turns off {key}, which the unit does not set");
     }
-    // By systemd.exec(5), these settings need a mount namespace or, for the host's name, a UTS
-    // namespace.
-    let namespaced =
-        |key: &&String| key.starts_with("Protect") || (key.starts_with("Private") && *key != "PrivateUsers");
+    // By systemd.exec(5), these settings need a mount namespace, for the host's name a UTS
+    // namespace, or for users a user namespace.
+    let namespaced = |key: &&String| key.starts_with("Protect") || key.starts_with("Private");
     let turned_off = keys(&drop_in);
     for key in in_unit.iter().filter(namespaced) {
         assert!(turned_off.contains(key), "{key} fails in a container without namespaces");
@@ -146,6 +172,7 @@ fn the_drop_in_for_the_kernels_wireguard_gives_one_capability_and_one_address_fa
     assert_eq!(
         settings,
         [
+            "PrivateUsers=no",
             "CapabilityBoundingSet=CAP_NET_ADMIN",
             "AmbientCapabilities=CAP_NET_ADMIN",
             "RestrictAddressFamilies=AF_NETLINK"
@@ -163,7 +190,12 @@ fn the_drop_in_for_the_kernels_wireguard_gives_one_capability_and_one_address_fa
         allowed(&["wireguard-kernel.conf"]).into_iter().filter(|setting| !without.contains(setting)).collect();
     assert_eq!(
         more,
-        ["AmbientCapabilities=", "RestrictAddressFamilies=~AF_NETLINK", "CapabilityBoundingSet=~CAP_NET_ADMIN"]
+        [
+            "AmbientCapabilities=",
+            "RestrictAddressFamilies=~AF_NETLINK",
+            "CapabilityBoundingSet=~CAP_NET_ADMIN",
+            "PrivateUsers="
+        ]
     );
 }
 
@@ -172,7 +204,15 @@ fn the_unit_does_what_the_documents_say() {
     let unit = packaging("rustbalance.service");
     let has = |line: &str| unit.lines().any(|there| there == line);
     // The daemon ends with exit code 4 where a restart would not help; tests/cli.rs checks that.
-    for line in ["Restart=on-failure", "RestartPreventExitStatus=4", "LimitCORE=0", "MemorySwapMax=0", "Type=notify"] {
+    // The limit of 60 s for streams, and what follows it, must pass before systemd ends the daemon.
+    for line in [
+        "Restart=on-failure",
+        "RestartPreventExitStatus=4",
+        "LimitCORE=0",
+        "MemorySwapMax=0",
+        "Type=notify",
+        "TimeoutStopSec=90",
+    ] {
         assert!(has(line), "{line}");
     }
     assert!(!unit.contains("TimeoutStartSec=infinity"), "a start must not wait without limit for the network");

@@ -44,7 +44,6 @@ async fn serve_until_signal(context: &Context, config: Config, signals: Signals)
     let (live, shutdown) = (Arc::new(LiveConfig::new(config)), CancellationToken::new());
     tokio::spawn(signals.follow(context.dir.clone(), Arc::clone(&live), shutdown.clone()));
     tokio::spawn(follow_log_level(live.log()));
-    tokio::spawn(systemd::keep_watchdog());
     if let Err(error) = open_files::raise() {
         warn!(%error, "cannot raise the soft limit of open files to the hard one");
     }

@@ -29,7 +29,7 @@ use crate::systemd;
 use crate::tor::arti::{ArtiConfig, ArtiEngine};
 use crate::tor::{Engine, TorError};
 use control::Daemon;
-use supervisor::Supervisor;
+use supervisor::{PartResult, Supervisor};
 
 pub use check::{Finding, Severity, check};
 pub use preflight::{PreflightError, preflight};
@@ -169,6 +169,7 @@ pub async fn run_on(
         leave: stop.clone(),
     });
     let mut parts = Supervisor::default();
+    parts.spawn("watchdog", watched(Arc::clone(&daemon)));
     let (socket, answering) = (crate::control::bind(store.dir())?, Arc::clone(&daemon) as _);
     parts.start("control socket", CONTROL_STOPS, |closing| async move {
         crate::control::serve(socket, answering, closing).await;
@@ -183,6 +184,20 @@ pub async fn run_on(
     parts.stop().await;
     info!("stopped");
     outcome
+}
+
+/// Shows systemd that this node is alive: that its runtime is, and once the node runs, that the
+/// cluster's task handles its events. A node whose coordinator hangs serves clients for a while,
+/// but other nodes take it for dead.
+async fn watched(daemon: Arc<Daemon>) -> PartResult {
+    systemd::keep_watchdog(|| async {
+        if let Some(running) = daemon.running.get() {
+            // The task ends before this part only when the node stops.
+            let _ = running.cluster.ping().await;
+        }
+    })
+    .await;
+    std::future::pending().await
 }
 
 /// Warns if fewer files may be open than `[limits] streams` needs.
