@@ -231,6 +231,8 @@ impl Machine for BalancePlan {
                     slot.introductions = slot.introductions.max(count);
                 }
             }
+            // Other nodes take the points over, with the keys of its last record.
+            Event::Deaf(_) if self.handing_over => {}
             Event::Deaf(point) => self.replace(point, now, &mut actions),
             Event::HandOver => self.handing_over = true,
         }

@@ -161,8 +161,7 @@ impl Shell<BalancePlan> for BalanceShell {
     type Input = Input;
 
     async fn next(&mut self) -> Option<Input> {
-        let Balance { wanted, points, repairs, .. } = &mut self.balance;
-        let Balance { wanted, points, keeping, .. } = &mut self.balance;
+        let Balance { wanted, points, repairs, keeping, .. } = &mut self.balance;
         tokio::select! {
             changed = wanted.changed() => changed.ok().map(|()| Input::WantedPoints(wanted.borrow_and_update().clone())),
             // Without a sender the number does not change any further.
@@ -183,6 +182,7 @@ impl Shell<BalancePlan> for BalanceShell {
             Input::Repair(PointRepair::Reopen) => {
                 let open: Vec<_> = self.open.keys().copied().collect();
                 open.into_iter().map(|slot| self.lost(slot)).collect()
+            }
             Input::Keeping(Keeping::All) => Vec::new(),
             Input::Keeping(Keeping::UntilTaken) => vec![Event::HandOver],
             Input::Keeping(Keeping::Nothing) => {

@@ -15,7 +15,6 @@ use super::canary::{CanaryHandle, CanaryInputs};
 use super::control::{Daemon, RunningParts};
 use super::mesh_part::{MeshInputs, MeshPart};
 use super::reports::report_problems;
-use super::service_unit::{PublisherSecrets, ServiceContext, UNIT_STOPS};
 use super::service_unit::{PublisherSecrets, ServiceContext, UNITS_STOP};
 use super::service_units::ServiceUnits;
 use super::supervisor::{PartResult, Supervisor};
@@ -85,7 +84,7 @@ pub(super) async fn start(
     let units = ServiceUnits::start(context, live.targets(), services, failed)?;
     let services = units.views();
     parts.spawn("failures of services", end_of_service(failure));
-    parts.start("services", UNIT_STOPS, |stop| units.run(stop));
+    parts.start("services", UNITS_STOP, |stop| units.run(stop));
     let inputs = CanaryInputs {
         engine: Arc::clone(&engine),
         cluster: cluster.clone(),
@@ -97,7 +96,6 @@ pub(super) async fn start(
     let canary = CanaryHandle::start(inputs, parts);
     let (judged, clock) = watch::channel(ClockVerdict::default());
     parts.spawn("clock", watch_clock(Arc::clone(&engine), cluster.clone(), judged));
-    parts.start("services", UNITS_STOP, |stop| units.run(stop));
     let saying = cluster.clone();
     parts.start("goodbye", GOODBYE, |stop| async move {
         stop.cancelled().await;

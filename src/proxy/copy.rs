@@ -22,7 +22,6 @@ use futures::FutureExt;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::stream::BoxStream;
@@ -116,10 +115,8 @@ struct Times {
 impl<'a> Activity<'a> {
     fn new(watching: Watching<'a>) -> Self {
         let now = Instant::now();
-        let times = Mutex::new(Times { last: now, reported: now, used: false });
-        Self { times, half_closed: AtomicBool::new(false), watching }
         let times = Mutex::new(Times { last: now, way: Direction::ToClient, reported: now, used: false });
-        Self { times, half_closed: AtomicBool::new(false), report }
+        Self { times, half_closed: AtomicBool::new(false), watching }
     }
 
     fn times(&self) -> MutexGuard<'_, Times> {
@@ -184,16 +181,13 @@ impl<'a> Activity<'a> {
 }
 
 /// Copies until the stream ends. `from_client` and `to_client` count the bytes delivered.
-/// Copies until the stream ends. `report` is called with its activity, at most every half second;
-/// `from_client` and `to_client` count the bytes delivered. `stopping` is cancelled when the node
-/// stops.
+/// `stopping` is cancelled when the node stops.
 pub(super) async fn copy_both(
     client: BoxStream,
     target: BoxStream,
     bounds: Bounds,
     watching: Watching<'_>,
     stopping: &CancellationToken,
-    report: &(dyn Fn(StreamActivity) + Sync),
     from_client: &AtomicU64,
     to_client: &AtomicU64,
 ) -> Ended {

@@ -57,6 +57,8 @@ pub struct ProxyLimits {
     /// Bytes that the streams of a circuit may carry per second, both ways together; `None` for no
     /// bound.
     pub circuit_bytes_per_second: Option<u64>,
+    /// How long a node that stops serves the streams that are open.
+    pub shutdown: Duration,
 }
 
 impl ProxyLimits {
@@ -66,8 +68,6 @@ impl ProxyLimits {
         let bytes = self.circuit_bytes_per_second.map(|rate| Rate::per_second(rate, rate));
         RateBounds { streams, bytes }
     }
-    /// How long a node that stops serves the streams that are open.
-    pub shutdown: Duration,
 }
 
 impl Default for ProxyLimits {
@@ -262,10 +262,8 @@ impl Proxy {
         };
         let (from_client, to_client) = (&of_port.bytes_from_clients, &of_port.bytes_to_clients);
         let watching = Watching { report: &report, pace: &pace };
-        match copy_both(client, upstream, bounds, watching, from_client, to_client).await {
-            Ended::Whole | Ended::HalfClosed => {}
         let stopping = &self.shared.stopping;
-        match copy_both(client, upstream, bounds, stopping, &report, from_client, to_client).await {
+        match copy_both(client, upstream, bounds, watching, stopping, from_client, to_client).await {
             Ended::Whole | Ended::HalfClosed | Ended::Asleep => {}
             Ended::Idle => counters.count(Counter::StreamsIdle),
             Ended::Stalled => counters.count(Counter::StreamsStalled),

@@ -67,8 +67,8 @@ fn short() -> ProxyLimits {
         idle: Some(Duration::from_secs(60)),
         stall: Some(Duration::from_secs(60)),
         half_closed: Duration::from_secs(60),
-        ..ProxyLimits::default()
         shutdown: Duration::from_secs(60),
+        ..ProxyLimits::default()
     }
 }
 
@@ -242,9 +242,8 @@ async fn idle_streams_and_unread_streams_stay_open_by_default() {
     let copying = tokio::spawn(async move {
         let (from_client, to_client) = (&counters.bytes_from_clients, &counters.bytes_to_clients);
         let watching = Watching { report: &|_| {}, pace: &|_| None };
-        copy_both(Box::new(theirs), Box::new(targets), bounds, watching, from_client, to_client).await
         let stopping = CancellationToken::new();
-        copy_both(Box::new(theirs), Box::new(targets), bounds, &stopping, &|_| {}, from_client, to_client).await
+        copy_both(Box::new(theirs), Box::new(targets), bounds, watching, &stopping, from_client, to_client).await
     });
     // More than the client's window and the buffers hold, so it waits for the client.
     let page = tokio::spawn(async move { target.write_all(&[7; 40_000]).await });

@@ -180,11 +180,6 @@ impl State {
         self.exported.remove(&known.exported);
         Some(known)
     }
-    fn close(&mut self, id: CircuitId) {
-        if let Some(closed) = self.closing.remove(&id) {
-            closed.cancel();
-        }
-    }
 }
 
 /// The place of one client's circuit, which is being built or open. Dropping it frees the place.

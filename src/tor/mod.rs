@@ -89,6 +89,7 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Closes a circuit of a client with all its streams; false if there is none with this id.
     fn close_client_circuit(&self, id: ExportedCircuitId) -> bool;
+
     /// Closes the circuits of clients of the cluster's services that have had no stream for `idle`.
     fn close_idle_circuits(&self, idle: Duration);
 

@@ -302,6 +302,9 @@ fn a_deaf_point_is_replaced_at_another_relay_and_lingers() {
     world.handle(Event::Deaf(deaf.point.session_key));
     world.handle(Event::Deaf(FixedBytes([0xee; 32])));
     assert_eq!(world.advertised, advertised);
+}
+
+#[test]
 fn points_that_are_handed_over_are_not_opened_again_and_stay_advertised() {
     let mut world = World::new(3);
     world.handle(Event::Tick);

@@ -123,6 +123,8 @@ impl Engine for ArtiEngine {
 
     fn close_client_circuit(&self, id: ExportedCircuitId) -> bool {
         self.shared.circuits.close(id)
+    }
+
     fn close_idle_circuits(&self, idle: Duration) {
         self.shared.circuits.close_idle(idle);
     }

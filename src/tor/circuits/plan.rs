@@ -22,7 +22,7 @@
 //!    idle for less than [`PATIENCE`] is never replaced.
 //! 4. **Refused streams.** If the operator has set a number, an open circuit on which that many
 //!    streams were refused within [`REFUSALS_PERIOD`] because it exceeds a limit is closed.
-//! 4. **At the end.** A node that stops has circuits without a stream closed much sooner
+//! 5. **At the end.** A node that stops has circuits without a stream closed much sooner
 //!    ([`CircuitPlan::close_idle`]), so that their clients come to other nodes.
 
 use std::cmp::Reverse;
@@ -146,6 +146,22 @@ struct Open {
     refusals: (u32, Duration),
 }
 
+impl Open {
+    fn new(now: Duration) -> Self {
+        Self {
+            since: now,
+            accepted: false,
+            streams: 0,
+            requests: 0,
+            rests: now,
+            kept: now,
+            used: false,
+            moved: now,
+            refusals: (0, now),
+        }
+    }
+}
+
 /// The circuits to one kind of service, with the rules of this module.
 #[derive(Debug, Default)]
 pub(super) struct CircuitPlan {
@@ -191,6 +207,8 @@ impl CircuitPlan {
     /// The open circuits, each with the time at which its client was met and its open streams.
     pub(super) fn open(&self) -> impl Iterator<Item = (CircuitId, Duration, usize)> {
         self.open.iter().map(|(id, open)| (*id, open.since, open.streams))
+    }
+
     /// Forgets the open circuits that have had neither a stream nor a request for one for `idle`,
     /// and returns them: they are to be closed.
     pub(super) fn close_idle(&mut self, idle: Duration, now: Duration) -> Vec<CircuitId> {
@@ -248,13 +266,7 @@ impl CircuitPlan {
             self.open.remove(&victim);
             actions.push(Action::Close(victim));
         }
-        let (accepted, used) = (false, false);
-        let open = Open { since: now, accepted, streams: 0, kept: now, used, moved: now, refusals: (0, now) };
-        self.open.insert(id, open);
-        self.open.insert(
-            id,
-            Open { accepted: false, streams: 0, requests: 0, rests: now, kept: now, used: false, moved: now },
-        );
+        self.open.insert(id, Open::new(now));
         actions
     }
 

@@ -464,6 +464,8 @@ impl Engine for FakeEngine {
 
     fn close_client_circuit(&self, id: ExportedCircuitId) -> bool {
         self.node.circuits.close(id)
+    }
+
     fn close_idle_circuits(&self, idle: Duration) {
         self.node.circuits.close_idle(idle);
     }

@@ -126,10 +126,9 @@ impl Circuit {
         let (answer, answered) = oneshot::channel();
         let request = Box::new(Request { answer, stream: server, place: self.place.clone() });
         let circuit = self.place.as_ref().map_or(CircuitId(0), |place| place.id());
+        let _asked = self.place.as_ref().map(Place::asked);
         let exported = self.place.as_ref().map(|place| place.exported());
         self.streams.try_send(Incoming { port, circuit, exported, request }).map_err(|_| {
-        let _asked = self.place.as_ref().map(Place::asked);
-        self.streams.try_send(Incoming { port, circuit, request }).map_err(|_| {
             self.count();
             StreamRefused::Rejected
         })?;
