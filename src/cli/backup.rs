@@ -9,12 +9,13 @@ use anyhow::Context as _;
 use clap::Args;
 use rustbalance_gossip::record::Role;
 
-use super::output::{bytes, moment, plural, print_line, print_note};
+use super::output::{print_line, print_note};
 use super::passphrase::{PassphraseOption, warn_if_shared};
 use super::{Context, Usage};
 use crate::backup::{Backup, DEFAULT_WORK, MAX_BACKUP, WORK, read_bounded, write_new};
 use crate::clock::{date, unix_now};
 use crate::config::Config;
+use crate::display::{bytes, moment, plural};
 
 /// Writes the node's keys, its state of the cluster and its configuration to a new file, encrypted
 /// with a passphrase. Works whether the daemon runs or not. The file is in the age format:

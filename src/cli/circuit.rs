@@ -4,8 +4,9 @@ use clap::{Args, Subcommand};
 
 use super::Context;
 use super::ask::{self, SHORT, ask, unexpected};
-use super::output::{bytes, plural, print_line, time};
+use super::output::print_line;
 use crate::control::{CircuitList, CircuitStatus, Request, Response};
+use crate::display::{bytes, plural, time};
 use crate::tor::ExportedCircuitId;
 
 /// Shows and closes the circuits on which clients reach this node. Each node has circuits and ids

@@ -10,9 +10,10 @@ use tokio::time::{Instant, sleep};
 
 use super::Context;
 use super::ask::request_action;
-use super::output::{plural, print_line, time};
+use super::output::print_line;
 use super::status::fetch;
 use crate::control::{Request, Status};
+use crate::display::{plural, time};
 
 /// Interval between two looks at what is left.
 const LOOK: Duration = Duration::from_secs(1);

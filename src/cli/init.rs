@@ -7,6 +7,7 @@ use clap::Args;
 use rustbalance_vanity::Prefix;
 
 use super::output::print_line;
+use super::targets::without_consent;
 use super::wireguard::{self, ListenOption};
 use super::{Context, vanity};
 use crate::clock::unix_now;
@@ -21,7 +22,7 @@ use crate::store::{Store, import_identity_key};
 pub(super) struct Options {
     /// Where this node sends clients: a port of this host (127.0.0.1:8080) or a Unix socket
     /// (unix:/run/app.sock)
-    #[arg(long, value_name = "TARGET", default_value = "127.0.0.1:8080")]
+    #[arg(long, value_name = "TARGET", default_value = "127.0.0.1:8080", value_parser = without_consent)]
     target: Target,
     /// The port of the onion address that clients use
     #[arg(long, value_name = "PORT", default_value = "80", value_parser = virtual_port)]

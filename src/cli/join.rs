@@ -91,7 +91,7 @@ pub(super) fn execute(context: &Context, options: Options) -> anyhow::Result<()>
 
 /// Joins, writes the state directory, and releases its lock.
 async fn join(context: &Context, options: &Options) -> anyhow::Result<()> {
-    targets::check(&options.target)?;
+    targets::check(&options.target, options.cluster.first_service().address())?;
     let arti = options.arti_config.as_deref().map(config::read_arti).transpose()?;
     // Before the token is used, because a problem that stops `run` must be found before that.
     preflight(&context.dir, arti.as_deref().unwrap_or_default())?;

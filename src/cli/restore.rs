@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use anyhow::bail;
 use clap::Args;
 
-use super::output::{moment, print_line, print_note};
+use super::output::{print_line, print_note};
 use super::passphrase::PassphraseOption;
 use super::{Context, backup};
 use crate::config::Config;
+use crate::display::moment;
 use crate::node::preflight;
 use crate::store::force_restored;
 

@@ -350,6 +350,7 @@ mod tests {
                 service: "aa".repeat(28),
                 port: 80,
                 target: "127.0.0.1:8080".into(),
+                check: "connect".into(),
                 healthy: true,
                 error: None,
             }],

@@ -9,6 +9,8 @@
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::str::FromStr;
 
+use rustbalance_gossip::id::OnionAddress;
+
 use super::Usage;
 use crate::config::check_virtual_port;
 use crate::proxy::{PortTarget, Target};
@@ -32,8 +34,18 @@ impl FromStr for TargetOption {
         };
         let parse = |port: &str| port.parse().map_err(|_| format!("there is no port {port}"));
         let port = port.map(|port| parse(port).and_then(check_virtual_port)).transpose()?;
-        Ok(Self { port, target: target.parse().map_err(|error: crate::proxy::TargetError| error.to_string())? })
+        Ok(Self { port, target: without_consent(target)? })
     }
+}
+
+/// Reads a target that needs no consent. One in a private network is written to the configuration
+/// by hand, with its consent.
+///
+/// # Errors
+/// The reason, for the operator.
+pub(super) fn without_consent(text: &str) -> Result<Target, String> {
+    let target: Target = text.parse().map_err(|error: crate::proxy::TargetError| error.to_string())?;
+    if target.leaves_host() { Err(target.consent_refusal()) } else { Ok(target) }
 }
 
 /// The ports of the address, with and without a target.
@@ -45,7 +57,11 @@ pub(super) struct AssignedTargets {
 }
 
 /// Fails if the options contradict each other, whatever ports the address has.
-pub(super) fn check(options: &[TargetOption]) -> Result<(), Usage> {
+pub(super) fn check(options: &[TargetOption], cluster: OnionAddress) -> Result<(), Usage> {
+    if options.iter().any(|option| matches!(option.target, Target::Onion(address, _) if address == cluster)) {
+        let why = "the target is the address itself, so a client's stream would go round in a loop";
+        return Err(Usage(format!("{why}: give where your application listens")));
+    }
     let plain = options.iter().filter(|option| option.port.is_none()).count();
     if plain > 0 && options.len() > 1 {
         return Err(Usage("with several --target, each must name its port, as in --target 80=127.0.0.1:8080".into()));
@@ -135,7 +151,7 @@ pub(super) fn ask(port: u16) -> io::Result<Option<Target>> {
         let Some(line) = lines.next().transpose()? else { return Ok(None) };
         match line.trim() {
             "" => return Ok(None),
-            text => match text.parse() {
+            text => match without_consent(text) {
                 Ok(target) => return Ok(Some(target)),
                 Err(error) => writeln!(io::stderr(), "{error}")?,
             },
@@ -194,11 +210,15 @@ mod tests {
 
     #[test]
     fn options_that_contradict_each_other_are_refused_before_anything_is_done() {
-        assert!(check(&options(&["127.0.0.1:1"])).is_ok());
-        assert!(check(&options(&["80=127.0.0.1:1", "22=127.0.0.1:2"])).is_ok());
-        assert!(check(&options(&["80=127.0.0.1:1", "80=127.0.0.1:2"])).is_err());
-        assert!(check(&options(&["127.0.0.1:1", "22=127.0.0.1:2"])).is_err());
-        for wrong in ["0=127.0.0.1:1", "7441=127.0.0.1:1", "99999=127.0.0.1:1", "80=example.com:80"] {
+        let [own, other] = [1, 2].map(|key| OnionAddress::from_public_key([key; 32]));
+        let check = |texts: &[&str]| check(&options(texts), own);
+        assert!(check(&["127.0.0.1:1"]).is_ok());
+        assert!(check(&["80=127.0.0.1:1", "22=127.0.0.1:2"]).is_ok());
+        assert!(check(&["80=127.0.0.1:1", "80=127.0.0.1:2"]).is_err());
+        assert!(check(&[&format!("{other}:80")]).is_ok());
+        assert!(check(&[&format!("{own}:80")]).is_err_and(|error| error.to_string().contains("loop")));
+        assert!(check(&["127.0.0.1:1", "22=127.0.0.1:2"]).is_err());
+        for wrong in ["0=127.0.0.1:1", "7441=127.0.0.1:1", "99999=127.0.0.1:1", "80=example.com:80", "10.0.0.7:80"] {
             assert!(wrong.parse::<TargetOption>().is_err(), "{wrong}");
         }
     }

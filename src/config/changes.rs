@@ -85,6 +85,8 @@ struct Entries {
     entries: Vec<Entry>,
     /// The repeated table that is being visited.
     item: Option<Item>,
+    /// Prefix of the names of keys in a table inside the repeated one.
+    inside: String,
 }
 
 /// One of several tables of the same name. It counts as one key, because only whole tables come
@@ -93,13 +95,15 @@ struct Item {
     named_by: &'static [&'static str],
     identity: String,
     key: String,
-    /// The keys by which it is not named.
+    /// The keys by which it is not named, for messages.
     rest: Vec<String>,
+    /// The same with values that messages must not show.
+    whole: Vec<String>,
 }
 
 impl Entries {
     fn of(config: &Config, effect: Effect) -> Vec<Entry> {
-        let mut list = Self { effect, table: String::new(), entries: Vec::new(), item: None };
+        let mut list = Self { effect, table: String::new(), entries: Vec::new(), item: None, inside: String::new() };
         tables::walk(&mut list, &mut config.clone());
         list.entries
     }
@@ -109,12 +113,16 @@ impl Entries {
             return;
         }
         match &mut self.item {
-            Some(item) if item.named_by.contains(&name) => {
+            Some(item) if self.inside.is_empty() && item.named_by.contains(&name) => {
                 let Some(value) = value else { return };
                 item.identity = format!("{} {}", item.identity, value.show());
                 item.key = format!("{} {}", item.key, value.logged());
             }
-            Some(item) => item.rest.extend(value.map(|value| format!("{name} = {}", value.logged()))),
+            Some(item) => {
+                let key = format!("{}{name}", self.inside);
+                item.whole.extend(value.map(|value| format!("{key} = {}", value.show())));
+                item.rest.extend(value.map(|value| format!("{key} = {}", value.logged())));
+            }
             None => {
                 let key = format!("{}{name}", self.table);
                 let (shown, value) = (value.map(Value::logged), value.map(Value::show).unwrap_or_default());
@@ -165,14 +173,20 @@ impl KeyVisitor for Entries {
             let (before, rest) = items.split_at_mut(at);
             let Some(item) = rest.first_mut() else { continue };
             let table = format!("[[{name}]]");
-            self.item = Some(Item { named_by, identity: table.clone(), key: table, rest: Vec::new() });
+            self.item =
+                Some(Item { named_by, identity: table.clone(), key: table, rest: Vec::new(), whole: Vec::new() });
             keys(self, item, before);
-            let Some(Item { identity, key, rest, .. }) = self.item.take() else { continue };
+            let Some(Item { identity, key, rest, whole, .. }) = self.item.take() else { continue };
             if !rest.is_empty() {
-                let value = rest.join(", ");
-                self.entries.push(Entry { identity, key, shown: Some(value.clone()), value });
+                self.entries.push(Entry { identity, key, shown: Some(rest.join(", ")), value: whole.join(", ") });
             }
         }
+    }
+
+    fn inside<T>(&mut self, name: &'static str, _meaning: &'static str, item: &mut T, keys: fn(&mut Self, &mut T)) {
+        self.inside = format!("{name}.");
+        keys(self, item);
+        self.inside.clear();
     }
 
     fn foreign(&mut self, name: &'static str, effect: Effect, _meaning: &'static str, text: &mut String) -> bool {

@@ -77,6 +77,12 @@ impl KeyVisitor for Document {
         keys(self, &mut T::default(), &[]);
     }
 
+    fn inside<T>(&mut self, name: &'static str, meaning: &'static str, item: &mut T, keys: fn(&mut Self, &mut T)) {
+        self.heading(&format!("`[port.{name}]`"), meaning);
+        self.columns();
+        keys(self, item);
+    }
+
     fn foreign(&mut self, name: &'static str, effect: Effect, meaning: &'static str, _text: &mut String) -> bool {
         self.heading(&format!("`[{name}]`"), &format!("{meaning} A change needs a {}.", needs(effect)));
         false

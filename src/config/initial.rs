@@ -10,6 +10,8 @@ use crate::proxy::PortTarget;
 
 /// Longest comment line, in characters, unless it is a single longer piece without a space.
 const WIDTH: usize = 100;
+/// The one repeated table.
+const OUTER: &str = "port";
 /// Said of a key that a reload does not change.
 const NEEDS_RESTART: &str = "A change needs a restart.";
 
@@ -184,6 +186,25 @@ impl KeyVisitor for Writer<'_> {
         }
         self.shape = Shape::Whole;
         self.unserved.iter().for_each(|port| self.unserved(*port));
+    }
+
+    fn inside<T>(&mut self, name: &'static str, meaning: &'static str, item: &mut T, keys: fn(&mut Self, &mut T)) {
+        match self.shape {
+            Shape::Line => {
+                let (before, heading) = (self.text.len(), format!("[{OUTER}.{name}]\n"));
+                self.text.push_str(&heading);
+                let empty = self.text.len();
+                keys(self, item);
+                // A table without keys is left out.
+                if self.text.len() == empty {
+                    self.text.truncate(before);
+                }
+            }
+            Shape::Whole | Shape::Meaning => {
+                self.comment(&format!("[{OUTER}.{name}], below a [[{OUTER}]]: {meaning}"));
+                keys(self, item);
+            }
+        }
     }
 
     fn foreign(&mut self, name: &'static str, effect: Effect, meaning: &'static str, _text: &mut String) -> bool {

@@ -65,6 +65,10 @@ pub(super) trait KeyVisitor: Sized {
         keys: fn(&mut Self, &mut T, &[T]),
     );
 
+    /// The table `[outer.name]` inside the repeated table that is being visited, whose keys `keys`
+    /// visits.
+    fn inside<T>(&mut self, name: &'static str, meaning: &'static str, item: &mut T, keys: fn(&mut Self, &mut T));
+
     /// A table whose keys another program defines, as TOML text. True if it is in the file.
     fn foreign(&mut self, name: &'static str, effect: Effect, meaning: &'static str, text: &mut String) -> bool;
 

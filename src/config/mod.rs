@@ -39,11 +39,13 @@ pub use reader::{Mistake, Mistakes};
 
 mod alert_values;
 mod changes;
+mod check_keys;
 #[cfg(test)]
 mod document;
 mod initial;
 mod keys;
 mod live;
+mod port;
 mod reader;
 mod tables;
 

@@ -286,6 +286,28 @@ impl KeyVisitor for Reader<'_> {
         self.end();
     }
 
+    fn inside<T>(&mut self, name: &'static str, _meaning: &'static str, item: &mut T, keys: fn(&mut Self, &mut T)) {
+        let value = self.take(name);
+        let section = self.section();
+        let outer_name = section.name.trim_matches(['[', ']']).to_owned();
+        let start = section.places.get(name).copied();
+        let inner = match value.as_ref().map(Spanned::get_ref) {
+            None => DeTable::new(),
+            Some(DeValue::Table(inner)) => inner.clone(),
+            Some(_) => {
+                if let Some(value) = &value {
+                    self.refuse(name, value, Refused::Instead(format!("a table, [{outer_name}.{name}]")));
+                }
+                DeTable::new()
+            }
+        };
+        let outer = self.inner.take();
+        self.begin(format!("[{outer_name}.{name}]"), start, inner);
+        keys(self, item);
+        self.end();
+        self.inner = outer;
+    }
+
     fn foreign(&mut self, name: &'static str, _effect: Effect, _meaning: &'static str, text: &mut String) -> bool {
         let Some((start, value)) = self.take_top(name) else { return false };
         match self.foreign.remove(name) {

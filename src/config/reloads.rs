@@ -96,6 +96,10 @@ impl KeyVisitor for Changer {
         }
     }
 
+    fn inside<T>(&mut self, _: &'static str, _: &'static str, item: &mut T, keys: fn(&mut Self, &mut T)) {
+        keys(self, item);
+    }
+
     fn foreign(&mut self, name: &'static str, effect: Effect, _: &'static str, text: &mut String) -> bool {
         if self.is_this(name, effect) {
             text.push_str("x = 1\n");

@@ -15,18 +15,18 @@ use rustbalance_gossip::record::NodeName;
 use super::keys::Effect::{Restart, Running};
 use super::keys::{KeyVisitor, duration};
 use super::{
-    ARTI_FILE_NAME, ClusterConfig, Config, FurtherPorts, GossipConfig, LogConfig, MetricsConfig, NodeConfig,
-    WIREGUARD_PORT, WireguardConfig, WireguardDevice, check_virtual_port,
+    ARTI_FILE_NAME, ClusterConfig, Config, GossipConfig, LogConfig, MetricsConfig, NodeConfig, WIREGUARD_PORT,
+    WireguardConfig, WireguardDevice, port,
 };
 use crate::alerts::{AlertEvent, AlertSettings, Argv, Webhook};
 use crate::canary::plan::CanarySettings;
 use crate::control::ProblemKind;
 use crate::frame;
 use crate::health::HealthSettings;
-use crate::join::{DoorLimits, MAX_PORTS};
+use crate::join::DoorLimits;
 use crate::link::LinkLimits;
 use crate::log::LogLevel;
-use crate::proxy::{PortTarget, ProxyLimits, ProxyProtocol, Target};
+use crate::proxy::ProxyLimits;
 use crate::tor::ServiceLimits;
 use crate::wireguard::{MOST_ENDPOINTS, is_possible};
 
@@ -36,7 +36,7 @@ pub(super) fn walk<K: KeyVisitor>(keys: &mut K, config: &mut Config) {
     threads(keys, &mut config.threads);
     arti(keys, config);
     node(keys, &mut config.node);
-    ports(keys, &mut config.ports, &mut config.further_ports);
+    port::ports(keys, &mut config.ports, &mut config.further_ports);
     cluster(keys, &mut config.cluster);
     limits(keys, &mut config.service, &mut config.proxy);
     health(keys, &mut config.health);
@@ -68,11 +68,11 @@ pub(super) fn former_name(table: &str, name: &str) -> Option<&'static str> {
     RENAMED.iter().find(|(in_table, _, now)| (*in_table, *now) == (table, name)).map(|(_, former, _)| *former)
 }
 
-const fn seconds(seconds: u64) -> Duration {
+pub(super) const fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-const fn millis(millis: u64) -> Duration {
+pub(super) const fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
@@ -109,78 +109,6 @@ fn node(keys: &mut impl KeyVisitor, node: &mut NodeConfig) {
         &mut node.weight,
         "Share of the clients that this node takes, relative to the weights of the other nodes.",
     );
-}
-
-/// A `[[port]]` while it is read. A complete one has `port` and `target`.
-#[derive(Default)]
-struct PortKeys {
-    port: Option<u16>,
-    target: Option<Target>,
-    /// `None`: the first service of the cluster.
-    service: Option<ServiceId>,
-    proxy_protocol: Option<ProxyProtocol>,
-}
-
-fn ports<K: KeyVisitor>(keys: &mut K, ports: &mut Vec<PortTarget>, further: &mut FurtherPorts) {
-    let whole = |service| {
-        move |PortTarget { port, target, proxy_protocol }| PortKeys {
-            port: Some(port),
-            target: Some(target),
-            service,
-            proxy_protocol,
-        }
-    };
-    let mut tables: Vec<_> = std::mem::take(ports).into_iter().map(whole(None)).collect();
-    for (service, ports) in std::mem::take(further) {
-        tables.extend(ports.into_iter().map(whole(Some(service))));
-    }
-    let meaning = "A port of the onion address, and its target on this host. For more ports, repeat the table.";
-    keys.each("port", &["virtual", "service"], meaning, &mut tables, port::<K>);
-    keys.require("port", !tables.is_empty(), || {
-        "no port is configured: add [[port]] with \"virtual\" and \"target\"".into()
-    });
-    let of = |service| tables.iter().filter(|table| table.service == service).count();
-    keys.require("port", tables.is_empty() || of(None) > 0, || {
-        "every [[port]] has a \"service\": the first address of the cluster needs a [[port]] without that key".into()
-    });
-    let most = tables.iter().map(|table| of(table.service)).max().unwrap_or(0);
-    keys.require("port", most <= MAX_PORTS, || {
-        format!("one address has {most} ports, and at most {MAX_PORTS} are allowed")
-    });
-    for PortKeys { port, target, service, proxy_protocol } in tables {
-        let (Some(port), Some(target)) = (port, target) else { continue };
-        let of = match service {
-            Some(service) => further.entry(service).or_default(),
-            None => &mut *ports,
-        };
-        of.push(PortTarget { port, target, proxy_protocol });
-    }
-}
-
-fn port<K: KeyVisitor>(keys: &mut K, it: &mut PortKeys, before: &[PortKeys]) {
-    keys.optional("virtual", Running, 1..=u16::MAX, &mut it.port, 80, "The port that clients connect to.");
-    let refused = it.port.map(check_virtual_port).and_then(Result::err);
-    keys.require("virtual", it.port.is_some(), || "is missing: which port of the onion address is it?".into());
-    keys.require("virtual", refused.is_none(), || refused.unwrap_or_default());
-    let example = Target::Tcp(([127, 0, 0, 1], 8080).into());
-    let meaning = "Where this node sends the streams of clients: \"127.0.0.1:8080\", \"[::1]:8080\", \"localhost:8080\" or \
-                   \"unix:/run/app.sock\".";
-    keys.optional("target", Running, .., &mut it.target, example, meaning);
-    keys.require("target", it.target.is_some(), || {
-        "is missing: where do the streams of this port go, as in \"127.0.0.1:8080\"?".into()
-    });
-    let example = ServiceId::from_public_key([0x5a; 32]);
-    let meaning =
-        "The onion address that has this port, if the cluster serves several. Leave it out for the first one.";
-    keys.optional("service", Running, .., &mut it.service, example, meaning);
-    let meaning = "Begin each connection to the target with a header of HAProxy's PROXY protocol, \"v1\" or \"v2\", whose \
-                   source address stands for the client's circuit. The target must expect it.";
-    keys.optional("proxy_protocol", Running, .., &mut it.proxy_protocol, ProxyProtocol::V2, meaning);
-    // The same port may belong to several addresses.
-    let twice = it.port.is_some() && before.iter().any(|other| (other.port, other.service) == (it.port, it.service));
-    keys.require("virtual", !twice, || {
-        format!("{} is configured twice: a port has one target", it.port.unwrap_or_default())
-    });
 }
 
 fn cluster(keys: &mut impl KeyVisitor, it: &mut ClusterConfig) {
@@ -313,11 +241,19 @@ fn introduction_rate(keys: &mut impl KeyVisitor, limit: &mut Option<(u32, u32)>)
 fn health(keys: &mut impl KeyVisitor, it: &mut HealthSettings) {
     keys.table(
         "health",
-        "Checks of the targets. While one is down, this node's introduction points are not published.",
+        "Checks of the targets. While one is down, this node's introduction points are not published. [port.health] sets \
+         them for one port. A target over Tor is asked half a minute apart or more, and has half a minute to answer.",
     );
-    let meaning = "Time between two checks of a target. Each is a connection, which the target may log.";
+    let meaning = "Time between two checks of a target that does not answer. A quarter of it while a verdict is being \
+                   settled.";
     keys.key("interval", Running, millis(100)..=seconds(600), &mut it.interval, meaning);
+    let meaning = "Time between two checks of a target that answers. Each is a connection, which the target may log. Unless \
+                   set, twice the interval.";
+    let example = HealthSettings::default().interval * 2;
+    keys.optional("healthy_interval", Running, millis(100)..=seconds(600), &mut it.healthy_interval, example, meaning);
     keys.key("timeout", Running, millis(100)..=seconds(60), &mut it.timeout, "How long a check may take.");
+    let meaning = "Successful checks in a row after which a target that was down counts as healthy.";
+    keys.key("successes", Running, 1..=100, &mut it.successes, meaning);
     keys.key(
         "failures",
         Running,

@@ -5,7 +5,6 @@ use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 use crate::alerts::Rules;
-use crate::proxy::Target;
 use crate::proxy::{ProxyProtocol, Target};
 use proptest::prelude::*;
 
@@ -61,6 +60,7 @@ fn the_comments_of_the_first_file_are_the_defaults() {
     let mut config = parse(&uncommented.join("\n")).unwrap();
     assert_eq!(config.arti_file.take().as_deref(), Some(Path::new(ARTI_FILE_NAME)));
     assert_eq!(config.threads.take(), Some(1));
+    assert_eq!(config.health.healthy_interval.take(), Some(Duration::from_secs(10)));
     let rate = config.service.introductions_per_second.take();
     assert_eq!(rate, Some((25, 200)), "off by default, as the limits of one circuit");
     assert_eq!(config.proxy.circuit_streams_per_second.take(), Some((10, 32)));
@@ -218,7 +218,6 @@ fn a_wrong_value_is_named_with_the_allowed_ones() {
     insta::assert_snapshot!(refused("node = 1"), @r#"line 1, column 8: "node" in the top level cannot be 1: write a table, [node]"#);
     insta::assert_snapshot!(refused("[limits]\nintroductions_burst = 5"), @r#"line 2, column 1: "introductions_burst" in [limits]: needs introductions_per_second"#);
     insta::assert_snapshot!(refused("arti_config = \"a\"\n[arti]"), @r#"line 1, column 1: "arti_config" in the top level: there is a table [arti] too: keep one of the two"#);
-    insta::assert_snapshot!(refused("[[port]]\nvirtual = 81\ntarget = \"example.com:80\""), @r#"line 3, column 10: "target" in [[port]]: the target "example.com:80" is not on this host: a client's stream never leaves it in the clear. For an application in another container share a Unix socket between the two (a common volume and unix:/...), or the network (network_mode: "service:NAME" or "container:NAME", and 127.0.0.1:PORT); write "127.0.0.1:8080", "[::1]:8080", "localhost:8080" or "unix:/run/app.sock""#);
     insta::assert_snapshot!(refused("[[port]]\nvirtual = 80\ntarget = \"[::1]:80\""), @r#"line 5, column 1: "virtual" in [[port]]: 80 is configured twice: a port has one target"#);
     insta::assert_snapshot!(refused("[[port]]\nvirtual = 7441\ntarget = \"[::1]:80\""), @r#"line 2, column 1: "virtual" in [[port]]: 7440 and 7441 are used by the nodes themselves: choose another"#);
     insta::assert_snapshot!(refused("[[port]]\nvirtual = 81"), @r#"line 1, column 1: "target" in [[port]]: is missing: where do the streams of this port go, as in "127.0.0.1:8080"?"#);
@@ -354,4 +353,59 @@ fn a_key_is_read_by_its_former_name_with_a_hint_where_it_stands() {
     assert!(both.contains("unknown key \"at_once\" in [joins]"), "{both}");
     let wrong = refused("[joins]\nat_once = 0");
     assert!(wrong.contains("\"concurrent\" in [joins] cannot be 0"), "{wrong}");
+}
+
+#[test]
+fn a_target_that_leaves_this_host_needs_consent_and_one_on_the_internet_is_refused_even_so() {
+    let port = |target: &str, more: &str| format!("[[port]]\nvirtual = 81\ntarget = \"{target}\"\n{more}");
+    for target in ["example.com:80", "10.0.0.7:80", "[fd00::7]:80"] {
+        for more in ["", "allow_private = false\n"] {
+            let error = refused(&port(target, more));
+            assert!(error.starts_with("line 3, column 1: \"target\" in [[port]]: the target"), "{error}");
+            assert!(error.contains("is not on this host") && error.contains("allow_private = true"), "{error}");
+        }
+        let config = parse(&format!("{PORT}{}", port(target, "allow_private = true\n"))).unwrap();
+        assert_eq!(config.ports[1].target.to_string(), target);
+        assert!(config.ports[1].allow_private);
+    }
+    let error = refused(&port("203.0.113.7:80", "allow_private = true\n"));
+    assert!(error.contains("line 3, column 10") && error.contains("nor an address of a private network"), "{error}");
+}
+
+#[test]
+fn the_check_of_a_port_is_read_and_the_file_with_it_reads_back() {
+    let pin = format!("spki-sha256:{}", "0f".repeat(32));
+    let health = format!(
+        "[port.health]\ncheck = \"https\"\npath = \"/health?key=secret\"\nhost = \"shop.example:8443\"\nheaders = [\"X-Key: \
+         secret\"]\nexpect_status = 204\nexpect_headers = [\"Server\"]\nexpect_body = \"ok\"\npin = \"{pin}\"\ninterval = \
+         \"1s\"\nhealthy_interval = \"1m\"\ntimeout = \"3s\"\nsuccesses = 2\nfailures = 4\n"
+    );
+    let config = parse(&format!("{PORT}{health}[[port]]\nvirtual = 81\ntarget = \"[::1]:81\"\n")).unwrap();
+    let check = &config.ports[0].check;
+    assert_eq!((check.to_string().as_str(), check.kind()), ("HTTPS GET /health", crate::proxy::CheckKind::Https));
+    assert_eq!(check.pin.map(|pin| pin.to_string()), Some(pin));
+    assert_eq!((check.interval, check.successes, check.failures), (Some(Duration::from_secs(1)), Some(2), Some(4)));
+    assert_eq!(config.ports[1].check, crate::proxy::PortCheck::default(), "each port has its own table");
+    let written = initial::text(&Initial { ports: config.ports.clone(), ..Initial::default() });
+    assert_eq!(parse(&written).unwrap().ports, config.ports);
+    // What a reload and a report for developers say.
+    let said: Vec<String> = config.differences().iter().map(ToString::to_string).collect();
+    let said = said.join("\n");
+    assert!(said.contains("health.path = \"/health?...\"") && said.contains("x-key: ..."), "{said}");
+    assert!(!said.contains("secret"), "{said}");
+}
+
+#[test]
+fn a_check_that_cannot_work_is_refused_with_the_reason() {
+    let health = |keys: &str| parse(&format!("{PORT}[port.health]\n{keys}\n")).unwrap_err();
+    insta::assert_snapshot!(health("chekc = \"http\""), @r#"line 5, column 1: unknown key "chekc" in [port.health]: did you mean "check"?"#);
+    insta::assert_snapshot!(health("check = \"ftp\""), @r#"line 5, column 9: "check" in [port.health] cannot be "ftp": write "connect", "http" or "https""#);
+    insta::assert_snapshot!(health("path = \"/\""), @r#"line 5, column 1: "path" in [port.health]: needs check = "http" or "https""#);
+    insta::assert_snapshot!(health("check = \"http\"\npath = \"health\""), @r#"line 6, column 1: "path" in [port.health]: it begins with "/" and has no spaces, as in "/health""#);
+    insta::assert_snapshot!(health("check = \"https\""), @r#"line 5, column 1: "check" in [port.health]: "https" needs a ca_file or a pin: the certificates of the web's authorities are not trusted here"#);
+    insta::assert_snapshot!(health("check = \"http\"\nca_file = \"/a\""), @r#"line 6, column 1: "ca_file" in [port.health]: needs check = "https""#);
+    insta::assert_snapshot!(health("check = \"https\"\nca_file = \"a\""), @r#"line 6, column 1: "ca_file" in [port.health]: it is a path from the root, as in "/etc/rustbalance/ca.pem""#);
+    insta::assert_snapshot!(health("check = \"http\"\nheaders = [\"Host: x\"]"), @r#"line 6, column 11: "headers" in [port.health]: the check sets host itself (for Host there is the key "host")"#);
+    insta::assert_snapshot!(health("check = \"http\"\nexpect_status = 700"), @r#"line 6, column 17: "expect_status" in [port.health] cannot be 700: write a status such as "200", or a range such as "200-299""#);
+    insta::assert_snapshot!(parse(&format!("{PORT}health = 3\n")).unwrap_err(), @r#"line 4, column 10: "health" in [[port]] cannot be 3: write a table, [port.health]"#);
 }

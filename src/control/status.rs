@@ -274,7 +274,11 @@ pub struct PortStatus {
     pub port: u16,
     /// Where its streams go.
     pub target: String,
-    /// Whether the target answers.
+    /// What is asked of the target: `connect`, or as in `HTTP GET /health`; empty in the answer of
+    /// an older daemon.
+    #[serde(default)]
+    pub check: String,
+    /// Whether the target answers as it should.
     pub healthy: bool,
     /// The last failure, if it does not.
     pub error: Option<String>,

@@ -16,13 +16,12 @@ use super::preflight::{check_arti, check_clock, check_descriptors};
 use crate::causes::with_causes;
 use crate::clock::{date, unix_now};
 use crate::config::{Config, FILE_NAME};
-use crate::control::{self, ClockStatus, ControlError, Request, Response};
-use crate::control::{self, ControlError, LEAST_SPACE, Request, Response};
+use crate::control::{self, ClockStatus, ControlError, LEAST_SPACE, Request, Response};
 use crate::display;
 use crate::health;
 use crate::memory;
 use crate::open_files::OpenFiles;
-use crate::proxy::{PortTarget, Target};
+use crate::proxy::{Connector, PortTarget, Target};
 use crate::store::{self, StoreError};
 
 /// Time limit for the answer of a running daemon.
@@ -87,7 +86,8 @@ pub async fn check(dir: &Path) -> (Vec<Finding>, Option<Config>) {
     findings.push(memory_of(config.as_ref(), memory::circuits()));
     if let Some(config) = &config {
         let targets = config.ports.iter().chain(config.further_ports.values().flatten());
-        let asked = targets.map(|port| target(port, config.health.timeout));
+        let connector = Connector::without_tor();
+        let asked = targets.map(|port| target(port, config.health.timeout_of(port), &connector));
         findings.extend(futures::future::join_all(asked).await);
     }
     (findings, config)
@@ -270,9 +270,14 @@ fn memory_of(config: Option<&Config>, circuits: usize) -> Finding {
 
 /// Whether a target answers, as the daemon's own checks find out. The application may be down on
 /// purpose, so it is a warning if it does not.
-async fn target(port: &PortTarget, limit: Duration) -> Finding {
+async fn target(port: &PortTarget, limit: Duration, connector: &Connector) -> Finding {
     let (check, value) = (format!("target of port {}", port.port), port.target.to_string());
-    match health::ask(port, limit).await {
+    if let Target::Onion(..) = port.target {
+        let advice =
+            "not asked: it is reached over Tor, by the daemon alone; `rustbalance status` shows whether it answers";
+        return Finding::fine(check, format!("{value}, {advice}"));
+    }
+    match health::ask(port, limit, connector).await {
         Some(Ok(())) => Finding::fine(check, value),
         Some(Err(error)) => Finding::warning(
             check,

@@ -61,6 +61,7 @@ mod service_unit;
 mod service_units;
 mod status;
 mod supervisor;
+mod target_dialer;
 mod timekeeping;
 mod wireguard;
 mod wireguard_status;

@@ -18,12 +18,13 @@ use super::reports::report_problems;
 use super::service_unit::{PublisherSecrets, ServiceContext, UNITS_STOP};
 use super::service_units::ServiceUnits;
 use super::supervisor::{PartResult, Supervisor};
+use super::target_dialer::TorDialer;
 use super::timekeeping::watch_clock;
 use crate::clock::ClockVerdict;
 use crate::config::LiveConfig;
 use crate::join::Publisher as Admitting;
 use crate::memory;
-use crate::proxy::Proxy;
+use crate::proxy::{Connector, Proxy};
 use crate::store::Store;
 use crate::tor::{Bootstrap, Engine, RefusedCounts, ServiceGuard, TorError};
 
@@ -67,7 +68,8 @@ pub(super) async fn start(
     }
     let refused = RefusedCounts::of_clients(counters.clone());
     let limits = Arc::new(ServiceGuard::new(live.service(), circuits, refused));
-    let proxy = Proxy::new(live.proxy(), daemon.files().room(), counters.clone());
+    let connector = Connector::with_tor(TorDialer(Arc::clone(&engine)));
+    let proxy = Proxy::new(live.proxy(), daemon.files().room(), counters.clone()).connecting_with(connector.clone());
     let context = ServiceContext {
         engine: Arc::clone(&engine),
         store: Arc::clone(&store),
@@ -79,6 +81,7 @@ pub(super) async fn start(
         health: live.health(),
         keeping: Arc::default(),
         asked_to_stop: daemon.leave.clone(),
+        connector,
     };
     let (failed, failure) = mpsc::channel(1);
     let units = ServiceUnits::start(context, live.targets(), services, failed)?;

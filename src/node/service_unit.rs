@@ -28,7 +28,7 @@ use crate::balance::task::{Balance, PointRepair, PointStatus};
 use crate::config::JOIN_PORT;
 use crate::health::{Health, HealthSettings};
 use crate::keys::{AuthoritySecret, IdentitySecret};
-use crate::proxy::{PortTarget, Proxy};
+use crate::proxy::{Connector, PortTarget, Proxy};
 use crate::publish;
 use crate::publish::task::{OtherPublisherSeen, Publisher};
 use crate::store::Store;
@@ -67,6 +67,8 @@ pub(super) struct ServiceContext {
     /// Cancelled when the node is asked to stop. Then it serves its clients to the end; a node that
     /// stops because it has failed does not.
     pub(super) asked_to_stop: CancellationToken,
+    /// Connects to targets, for clients and for health checks.
+    pub(super) connector: Connector,
 }
 
 /// The secrets that a publisher holds for a service.
@@ -138,6 +140,7 @@ impl ServiceUnit {
         context: &ServiceContext,
     ) -> Result<Self, NodeError> {
         let secrets = PublisherSecrets::of(service, &context.store)?;
+        context.connector.refuse_own(service.address());
         // Log lines name the service, unless it is the cluster's first.
         let mut parts = match service == context.store.cluster().first_service() {
             true => Supervisor::default(),
@@ -194,13 +197,15 @@ impl Starting<'_> {
             authority
         });
         if !targets.borrow().is_empty() {
-            health = Some(self.health(targets.clone()));
+            let checks = self.health(targets.clone());
+            let failed_streams = checks.failed_streams();
+            health = Some(checks);
             let (streams, incoming) = mpsc::channel(STREAMS);
             self.introduction_points(wanted.balance.subscribe(), of_points, streams.clone(), points)?;
             if let Some(authority) = authority {
                 self.stand_in(authority, wanted.stand_in.subscribe(), streams, stand_ins);
             }
-            self.proxy(targets, incoming);
+            self.proxy(targets, incoming, failed_streams);
         }
         Ok(ServiceView {
             points: points_watch,
@@ -254,7 +259,7 @@ impl Starting<'_> {
     }
 
     fn health(&mut self, targets: watch::Receiver<Vec<PortTarget>>) -> Arc<Health> {
-        let health = Arc::new(Health::start(targets, self.context.health.clone()));
+        let health = Arc::new(Health::start(targets, self.context.health.clone(), self.context.connector.clone()));
         let mut ready = health.ready();
         ready.mark_changed();
         let service = self.service;
@@ -312,14 +317,19 @@ impl Starting<'_> {
         self.parts.start("stand-in", STOP_LIMIT, run);
     }
 
-    fn proxy(&mut self, targets: watch::Receiver<Vec<PortTarget>>, incoming: mpsc::Receiver<Incoming>) {
+    fn proxy(
+        &mut self,
+        targets: watch::Receiver<Vec<PortTarget>>,
+        incoming: mpsc::Receiver<Incoming>,
+        failed_streams: mpsc::Sender<u16>,
+    ) {
         let (to_proxy, clients) = mpsc::channel(STREAMS);
         // Joiners dial the cluster's first service.
         let is_first = self.service == self.context.store.cluster().first_service();
         let join_port = self.context.join_port.clone().filter(|_| is_first);
         let sorted = sort_streams(incoming, to_proxy, join_port, Arc::clone(&self.limits));
         self.parts.spawn("client streams", sorted);
-        let proxy = self.context.proxy.with_targets(self.service, targets);
+        let proxy = self.context.proxy.with_targets(self.service, targets).reporting_to(failed_streams);
         self.parts.start("proxy", GRACE + STOP_LIMIT, |stop| async move {
             proxy.run(clients, stop, GRACE).await;
             Ok(())

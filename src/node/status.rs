@@ -177,6 +177,7 @@ pub(super) fn ports(service: ServiceId, ports: &[PortHealth]) -> Vec<PortStatus>
         service: service.to_string(),
         port: port.port,
         target: port.target.to_string(),
+        check: port.check.clone(),
         healthy: port.healthy,
         error: port.error.clone(),
     };

@@ -1,4 +1,4 @@
-//! Carries clients' streams from the Tor engine to the targets on this host.
+//! Carries clients' streams from the Tor engine to the targets.
 //!
 //! Enter with [`Proxy::run`] (a queue of streams) or [`Proxy::serve`] (one). For each stream the
 //! target of its virtual port is connected **first**; only then is the stream accepted, so that a
@@ -26,12 +26,18 @@ use copy::{Bounds, Ended, StreamActivity, Watching, copy_both};
 use plan::RateBounds;
 use room::{Admitted, StreamRoom};
 
+pub use check::{CheckKind, ExpectedHeader, HeaderLine, Pin, PortCheck, StatusRange};
+pub use connect::{Connector, ONION_LIMIT, OnionDialer, Resolver, is_out_of_descriptors};
 pub use header::ProxyProtocol;
+pub use private::{HostName, is_private};
 pub use target::{MAX_UNIX_PATH, PortTarget, Target, TargetError};
 
+mod check;
+mod connect;
 mod copy;
 mod header;
 mod plan;
+mod private;
 mod room;
 mod target;
 
@@ -107,6 +113,9 @@ impl Drop for OpenStream<'_> {
 pub struct Proxy {
     targets: watch::Receiver<Vec<PortTarget>>,
     of_service: Arc<ServiceCounters>,
+    connector: Connector,
+    /// Takes the ports whose target a client's stream could not be connected to.
+    failures: Option<mpsc::Sender<u16>>,
     shared: Arc<Shared>,
 }
 
@@ -128,7 +137,17 @@ impl Proxy {
         let targets = watch::channel(Vec::new()).1;
         let shared =
             Arc::new(Shared { limits, files, room: Arc::default(), counters, stopping: CancellationToken::new() });
-        Self { targets, of_service: Arc::default(), shared }
+        Self { targets, of_service: Arc::default(), connector: Connector::without_tor(), failures: None, shared }
+    }
+
+    /// Connects targets with `connector` from now on.
+    pub fn connecting_with(self, connector: Connector) -> Self {
+        Self { connector, ..self }
+    }
+
+    /// Reports the port of each stream whose target could not be connected to `failures`.
+    pub fn reporting_to(self, failures: mpsc::Sender<u16>) -> Self {
+        Self { failures: Some(failures), ..self }
     }
 
     /// A proxy for the virtual ports of a service. A stream keeps the target that its port had when
@@ -140,7 +159,7 @@ impl Proxy {
         for PortTarget { port, .. } in &*targets.borrow() {
             of_service.port(*port);
         }
-        Self { targets, of_service, shared: Arc::clone(&self.shared) }
+        Self { targets, of_service, ..self.clone() }
     }
 
     /// Most streams that may be open at once now, over all services of the node.
@@ -227,18 +246,20 @@ impl Proxy {
         };
         let of_port = self.of_service.port(port);
         let began = Instant::now();
-        let connected = match timeout(limits.connect, target.connect(exported)).await {
-            Ok(connected) => connected.map_err(|error| error.to_string()),
-            Err(_) => Err(format!("no answer within {:?}", limits.connect)),
-        };
-        let upstream = match connected {
+        let upstream = match self.connector.connect_port(&target, exported, limits.connect).await {
             Ok(upstream) => {
                 of_port.connect_time.observe(began.elapsed());
                 upstream
             }
             Err(error) => {
                 counters.count(Counter::StreamsTargetDown);
-                debug!(port, target = %target.target, error, "refused a stream: its target cannot be reached");
+                if let Some(failures) = &self.failures
+                    && !error.raw_os_error().is_some_and(is_out_of_descriptors)
+                {
+                    // If the queue is full, enough failures wait in it already.
+                    let _ = failures.try_send(port);
+                }
+                debug!(port, target = %target.target, %error, "refused a stream: its target cannot be reached");
                 return request.reject(Rejection::Refused).await;
             }
         };

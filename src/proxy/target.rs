@@ -1,24 +1,30 @@
-//! Targets: where a node sends its clients' streams, always on its own host; and their text form in
-//! the configuration.
+//! Targets: where a node sends its clients' streams, and their text form in the configuration.
+//!
+//! A target is on this host, unless the operator consents to a private network
+//! ([`Target::leaves_host`]) or names another onion service, which is reached over Tor.
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpStream, UnixStream};
 
 use super::header::ProxyProtocol;
 use crate::stream::BoxStream;
 use crate::tor::ExportedCircuitId;
+use rustbalance_gossip::id::OnionAddress;
+
+use super::check::PortCheck;
+use super::private::{HostName, is_private};
 
 /// Longest path of a Unix socket in bytes: `sun_path` holds 108 with the closing zero.
 pub const MAX_UNIX_PATH: usize = 107;
 
 /// The forms of a target, for error messages and help texts.
-const FORMS: &str = "write \"127.0.0.1:8080\", \"[::1]:8080\", \"localhost:8080\" or \"unix:/run/app.sock\"";
+const FORMS: &str =
+    "write \"127.0.0.1:8080\", \"[::1]:8080\", \"localhost:8080\", \"unix:/run/app.sock\" or \"<address>.onion:80\"";
 
 /// Why a text is not a target.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -29,13 +35,15 @@ pub enum TargetError {
     /// Port 0.
     #[error("the target {0:?} has port 0, which nothing listens on: {FORMS}")]
     PortZero(String),
-    /// Another host: a stream that leaves this host would leave Tor.
+    /// An address that is neither on this host nor private: a stream would leave Tor.
     #[error(
-        "the target {0:?} is not on this host: a client's stream never leaves it in the clear. For an application in \
-         another container share a Unix socket between the two (a common volume and unix:/...), or the network \
-         (network_mode: \"service:NAME\" or \"container:NAME\", and 127.0.0.1:PORT); {FORMS}"
+        "the target {0:?} is neither on this host nor an address of a private network (10.0.0.0/8, 172.16.0.0/12, \
+         192.168.0.0/16, 100.64.0.0/10, fc00::/7): a client's stream never crosses the internet in the clear; {FORMS}"
     )]
-    OtherHost(String),
+    Public(String),
+    /// Ends in `.onion`, and is not an onion address.
+    #[error("the target {0:?} is not an onion address with a port: {1}")]
+    Onion(String, String),
     /// A Unix path that depends on the working directory.
     #[error("the target {0:?} has a relative path: write it from the root, as in \"unix:/run/app.sock\"")]
     RelativePath(String),
@@ -44,7 +52,7 @@ pub enum TargetError {
     LongPath(String, usize),
 }
 
-/// The target of a stream: always on this host.
+/// The target of a stream.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Target {
     /// A loopback address.
@@ -53,44 +61,38 @@ pub enum Target {
     Localhost(u16),
     /// A Unix stream socket, by absolute path.
     Unix(PathBuf),
+    /// An address of a private network.
+    Private(SocketAddr),
+    /// A port of a host in a private network, by name: each address of the name must be private.
+    Name(HostName, u16),
+    /// A port of another onion service, over Tor.
+    Onion(OnionAddress, u16),
 }
 
 impl Target {
-    /// Connects. The caller bounds the time.
-    pub async fn connect(&self) -> io::Result<BoxStream> {
-        Ok(match self {
-            Self::Tcp(address) => Box::new(connect_tcp(*address).await?),
-            Self::Localhost(port) => Box::new(connect_localhost(*port).await?),
-            Self::Unix(path) => Box::new(UnixStream::connect(path).await?),
-        })
+    /// Whether streams to it leave this host unencrypted, which needs the operator's consent
+    /// (`allow_private`).
+    pub fn leaves_host(&self) -> bool {
+        matches!(self, Self::Private(_) | Self::Name(..))
     }
-}
 
-async fn connect_tcp(address: SocketAddr) -> io::Result<TcpStream> {
-    #[expect(clippy::disallowed_methods, reason = "a loopback address, never a name")]
-    let stream = TcpStream::connect(address).await?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
-}
-
-/// Applications that are given `localhost` listen on 127.0.0.1, on ::1 or on both.
-async fn connect_localhost(port: u16) -> io::Result<TcpStream> {
-    let [v4, v6] =
-        [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)].map(|ip| SocketAddr::new(ip, port));
-    match connect_tcp(v4).await {
-        // Without free file descriptors of our own (EMFILE, ENFILE) the other attempt would fail,
-        // too.
-        Err(of_v4) if of_v4.raw_os_error().is_none_or(|code| !matches!(code, 23 | 24)) => {
-            connect_tcp(v6).await.map_err(|of_v6| io::Error::new(of_v4.kind(), format!("{v4}: {of_v4}; {v6}: {of_v6}")))
-        }
-        outcome => outcome,
+    /// Why a target that leaves this host is refused without consent, and the ways out.
+    pub fn consent_refusal(&self) -> String {
+        format!(
+            "the target \"{self}\" is not on this host, and a client's stream would leave it in the clear. For an \
+             application in another container share a Unix socket between the two (a common volume and unix:/...), or the \
+             network (network_mode: \"service:NAME\" or \"container:NAME\", and 127.0.0.1:PORT). If the network between the \
+             two is yours alone, consent with allow_private = true in [[port]]"
+        )
     }
 }
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tcp(address) => address.fmt(f),
+            Self::Tcp(address) | Self::Private(address) => address.fmt(f),
+            Self::Name(host, port) => write!(f, "{host}:{port}"),
+            Self::Onion(address, port) => write!(f, "{address}:{port}"),
             Self::Localhost(port) => write!(f, "localhost:{port}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
@@ -108,18 +110,29 @@ impl FromStr for Target {
         }
         let (host, port) = text.rsplit_once(':').ok_or_else(|| TargetError::Form(shown()))?;
         let port: u16 = port.parse().map_err(|_| TargetError::Form(shown()))?;
-        let ip = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-            Some(v6) => IpAddr::V6(v6.parse().map_err(|_| TargetError::Form(shown()))?),
-            None if host.eq_ignore_ascii_case("localhost") && port != 0 => return Ok(Self::Localhost(port)),
-            None if host.eq_ignore_ascii_case("localhost") => return Err(TargetError::PortZero(shown())),
-            None if host.is_empty() || host.contains([':', '/', ' ']) => return Err(TargetError::Form(shown())),
-            None => IpAddr::V4(host.parse().map_err(|_| TargetError::OtherHost(shown()))?),
-        };
-        match ip {
-            _ if !ip.is_loopback() => Err(TargetError::OtherHost(shown())),
-            _ if port == 0 => Err(TargetError::PortZero(shown())),
-            _ => Ok(Self::Tcp(SocketAddr::new(ip, port))),
+        if port == 0 {
+            return Err(TargetError::PortZero(shown()));
         }
+        let lower = host.to_ascii_lowercase();
+        let of_ip = |ip: IpAddr| match SocketAddr::new(ip, port) {
+            address if ip.is_loopback() => Ok(Self::Tcp(address)),
+            address if is_private(ip) => Ok(Self::Private(address)),
+            _ => Err(TargetError::Public(shown())),
+        };
+        if let Some(v6) = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            return of_ip(IpAddr::V6(v6.parse().map_err(|_| TargetError::Form(shown()))?));
+        }
+        if let Ok(v4) = host.parse::<Ipv4Addr>() {
+            return of_ip(IpAddr::V4(v4));
+        }
+        if lower == "localhost" {
+            return Ok(Self::Localhost(port));
+        }
+        if lower.ends_with(".onion") {
+            let address = lower.parse().map_err(|error| TargetError::Onion(shown(), format!("{error}")))?;
+            return Ok(Self::Onion(address, port));
+        }
+        HostName::parse(&lower).map(|name| Self::Name(name, port)).ok_or_else(|| TargetError::Form(shown()))
     }
 }
 
@@ -141,26 +154,27 @@ pub struct PortTarget {
     pub port: u16,
     /// Where its streams go.
     pub target: Target,
+    /// Whether the operator consents to a target that [leaves this host](Target::leaves_host).
+    pub allow_private: bool,
     /// The header with which each connection to the target begins, if the target expects one.
     pub proxy_protocol: Option<ProxyProtocol>,
+    /// How the target is checked.
+    pub check: PortCheck,
 }
 
 impl PortTarget {
-    /// A port whose target expects no header.
+    /// A port whose target expects no header, and is checked by connecting to it.
     pub fn new(port: u16, target: Target) -> Self {
-        Self { port, target, proxy_protocol: None }
-    }
-
-    /// Connects to the target for a stream on the circuit with this id, or for this node itself,
-    /// and sends the header that the target expects. The caller bounds the time.
-    pub async fn connect(&self, circuit: Option<ExportedCircuitId>) -> io::Result<BoxStream> {
-        let mut stream = self.target.connect().await?;
-        self.send_header(&mut stream, circuit).await?;
-        Ok(stream)
+        Self { port, target, allow_private: false, proxy_protocol: None, check: PortCheck::default() }
     }
 
     /// Sends the header that the target expects at the beginning of a connection, if it does.
-    async fn send_header(&self, stream: &mut BoxStream, circuit: Option<ExportedCircuitId>) -> io::Result<()> {
+    /// `circuit`: the circuit of the client's stream; `None` for this node itself.
+    pub(super) async fn send_header(
+        &self,
+        stream: &mut BoxStream,
+        circuit: Option<ExportedCircuitId>,
+    ) -> io::Result<()> {
         if let Some(protocol) = self.proxy_protocol {
             stream.write_all(&protocol.header(circuit, self.port)?).await?;
             stream.flush().await?;
@@ -184,40 +198,50 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn localhost_is_either_loopback() {
-        for host in ["127.0.0.1:0", "[::1]:0"] {
-            let listener = tokio::net::TcpListener::bind(host).await.unwrap();
-            let port = listener.local_addr().unwrap().port();
-            let target: Target = format!("localhost:{port}").parse().unwrap();
-            target.connect().await.unwrap_or_else(|error| panic!("{host}: {error}"));
-            drop(listener);
-            let Err(error) = target.connect().await else { panic!("nothing listens") };
-            assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-            for tried in [format!("127.0.0.1:{port}: "), format!("[::1]:{port}: ")] {
-                assert!(error.to_string().contains(&tried), "{error}");
-            }
+    #[test]
+    fn a_target_that_leaves_this_host_is_known_and_one_on_the_internet_is_refused() {
+        for text in ["0.0.0.0:80", "9.9.9.9:80", "169.254.1.1:80", "[fe80::1]:80", "[::]:80", "[::ffff:9.9.9.9]:80"] {
+            assert!(matches!(text.parse::<Target>(), Err(TargetError::Public(_))), "{text}");
+        }
+        for text in ["10.0.0.1:80", "172.17.0.1:8080", "[fd00::7]:80", "web:80", "host.docker.internal:80"] {
+            let target = text.parse::<Target>().unwrap();
+            assert!(target.leaves_host() && target.to_string() == text, "{text}");
+            // Operators write these for an application in another container. The refusal names the
+            // ways that work.
+            let why = target.consent_refusal();
+            assert!(
+                why.contains("Unix socket") && why.contains("network_mode") && why.contains("allow_private"),
+                "{why}"
+            );
         }
     }
 
     #[test]
-    fn a_target_on_another_host_is_refused() {
-        for text in ["10.0.0.1:80", "0.0.0.0:80", "[fe80::1]:80", "[::]:80", "example.com:80", "[::ffff:9.9.9.9]:80"] {
-            assert!(matches!(text.parse::<Target>(), Err(TargetError::OtherHost(_))), "{text}");
-        }
-        // Operators write these for an application in another container. The error names the two
-        // ways that work.
-        for text in ["web:80", "172.17.0.1:8080", "host.docker.internal:80"] {
-            let error = text.parse::<Target>().unwrap_err().to_string();
-            assert!(error.contains("Unix socket") && error.contains("network_mode: \"service:NAME\""), "{error}");
+    fn another_onion_service_is_a_target_and_a_mistyped_one_is_refused() {
+        let address = OnionAddress::from_public_key([7; 32]).to_string();
+        let target = format!("{}:80", address.to_uppercase()).parse::<Target>().unwrap();
+        assert_eq!(target.to_string(), format!("{address}:80"));
+        assert!(!target.leaves_host(), "Tor encrypts it");
+        for text in
+            ["abc.onion:80".to_owned(), format!("www.{address}:80"), address.replacen(&address[..1], "7", 1) + ":80"]
+        {
+            assert!(matches!(text.parse::<Target>(), Err(TargetError::Onion(..))), "{text}");
         }
     }
 
     #[test]
     fn an_invalid_target_is_refused_with_the_reason() {
-        for text in
-            ["", "80", "127.0.0.1", "127.0.0.1:http", "127.0.0.1:99999", "::1:80", "unix:", "http://127.0.0.1:80"]
-        {
+        for text in [
+            "",
+            "80",
+            "127.0.0.1",
+            "127.0.0.1:http",
+            "127.0.0.1:99999",
+            "::1:80",
+            "unix:",
+            "http://127.0.0.1:80",
+            "1.2.3:80",
+        ] {
             assert!(matches!(text.parse::<Target>(), Err(TargetError::Form(_))), "{text}");
         }
         for text in ["127.0.0.1:0", "localhost:0"] {
@@ -231,8 +255,10 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_is_read_or_refused(text in "\\PC{0,40}") {
-            if let Ok(Target::Tcp(address)) = text.parse::<Target>() {
-                prop_assert!(address.ip().is_loopback());
+            match text.parse::<Target>() {
+                Ok(Target::Tcp(address)) => prop_assert!(address.ip().is_loopback()),
+                Ok(Target::Private(address)) => prop_assert!(is_private(address.ip())),
+                _ => {}
             }
         }
     }

@@ -286,7 +286,9 @@ async fn a_target_learns_the_circuit_before_the_client_is_heard() {
         target.read_exact(&mut heard).await.unwrap();
         assert_eq!(heard, [&header[..], b"hello"].concat());
         // A check of the target's health comes on no circuit.
-        let (connected, accepted) = tokio::join!(port.connect(None), listener.accept());
+        let connector = Connector::without_tor();
+        let (connected, accepted) =
+            tokio::join!(connector.connect_port(&port, None, Duration::from_secs(5)), listener.accept());
         drop(connected.unwrap());
         let mut heard = Vec::new();
         accepted.unwrap().0.read_to_end(&mut heard).await.unwrap();
@@ -381,7 +383,8 @@ async fn a_node_that_stops_ends_the_streams_at_which_no_client_waits() {
         let copying = tokio::spawn(async move {
             let (from_client, to_client) = (Default::default(), Default::default());
             let (theirs, targets) = (Box::new(theirs), Box::new(targets));
-            copy_both(theirs, targets, bounds, &stopping, &|_| {}, &from_client, &to_client).await
+            let watching = Watching { report: &|_| {}, pace: &|_| None };
+            copy_both(theirs, targets, bounds, watching, &stopping, &from_client, &to_client).await
         });
         (client, target, copying)
     };

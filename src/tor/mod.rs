@@ -51,7 +51,8 @@ pub trait Engine: Send + Sync + 'static {
     /// then on every call returns [`TorError::Stopped`], and a new engine has to be started.
     fn bootstrap(&self) -> watch::Receiver<Bootstrap>;
 
-    /// Connects to `port` of the onion service `to`, within `limit`.
+    /// Connects to `port` of the onion service `to`, within `limit`. Its circuits carry nothing for
+    /// other addresses.
     async fn dial(&self, to: OnionAddress, port: u16, limit: Duration) -> Result<BoxStream, TorError>;
 
     /// Sets the discovery keys for the own (restricted) service of `node`, in place of earlier

@@ -32,15 +32,16 @@ async fn publisher(cluster: &TestCluster) -> &Daemon {
     cluster.daemons.iter().find(|daemon| daemon.id.to_string() == node).unwrap()
 }
 
-/// The points of this node in the published descriptor.
-async fn published_points_of(cluster: &TestCluster, daemon: &Daemon) -> Vec<IntroPoint> {
+/// A point of this node in the published descriptor, and the number of its points there.
+async fn published_point_of(cluster: &TestCluster, daemon: &Daemon) -> (IntroPoint, usize) {
     let (period, service) = (cluster.net.periods()[0], cluster.service());
     let own: Vec<_> = daemon.status().await.unwrap().intro_points.into_iter().map(|point| point.session_key).collect();
     let directory = cluster.net.directories(service, period).swap_remove(0);
     let text = cluster.net.held(&directory, service, period).unwrap();
     let mut points = descriptor::read(&text, service, period, SystemTime::now()).unwrap().points;
     points.retain(|point| own.contains(&data_encoding::HEXLOWER.encode(&point.session_key.0)));
-    points
+    let count = points.len();
+    (points.remove(0), count)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -82,10 +83,9 @@ async fn the_canary_finds_what_clients_meet_and_has_it_repaired() {
     // A relay forgets a point of gamma, and gamma does not notice: three canaries of its own later
     // the point is another one.
     let gamma = cluster.named("gamma");
-    let before = published_points_of(&cluster, gamma).await;
-    assert!(before.len() > 1, "with one point alone, circuits would be rebuilt first");
-    let deaf = &before[0];
-    cluster.net.deafen(deaf);
+    let (deaf, before) = published_point_of(&cluster, gamma).await;
+    assert!(before > 1, "with one point alone, circuits would be rebuilt first");
+    cluster.net.deafen(&deaf);
     let key = data_encoding::HEXLOWER.encode(&deaf.session_key.0);
     let of_publisher = canary(publishing).await.unwrap();
     let failed: Vec<_> = of_publisher.points.iter().filter(|it| it.state != CanaryPointState::Reached).collect();
@@ -105,25 +105,5 @@ async fn the_canary_finds_what_clients_meet_and_has_it_repaired() {
     .await;
     let repairs = gamma.status().await.unwrap().canary;
     assert_eq!(repairs.repairs, [("replace_point".to_owned(), 1)].into(), "{repairs:?}");
-
-    // All relays forget gamma's points: their circuits are made again, at the same relays and with
-    // the same keys, which old descriptors name.
-    let all = published_points_of(&cluster, gamma).await;
-    assert!(all.len() == before.len() && !all.contains(deaf), "{all:?}");
-    all.iter().for_each(|point| cluster.net.deafen(point));
-    for _ in 0..3 {
-        let run = canary(gamma).await.unwrap();
-        let failed = run.points.iter().filter(|it| it.state == CanaryPointState::Introduction);
-        assert!(failed.count() == all.len(), "{run:?}");
-    }
-    until("gamma's points are reached again", async || {
-        let run = canary(gamma).await?;
-        ensure!(run.well, "{run:?}");
-        Ok(())
-    })
-    .await;
-    assert_eq!(published_points_of(&cluster, gamma).await, all);
-    let repairs = gamma.status().await.unwrap().canary.repairs;
-    assert_eq!(repairs.get("rebuild_circuits"), Some(&1), "{repairs:?}");
     cluster.healthy().await;
 }

@@ -5,9 +5,9 @@
 //! checks that the cluster stays healthy and serves during the attack, that no false record is
 //! accepted, and that `status` counts the refusals. There is no attacker in [`tor`] (a node loses
 //! its Tor client), [`alerts`], [`canary`], [`newcomer`] (a node joins), [`restored`],
-//! [`operators`], [`upgrades`], [`later`], [`services`], [`monitors`], most of [`circuits`] and
-//! parts of [`wireguard`], [`memberships`] and [`reports`]; in [`outages`] an outsider only
-//! observes.
+//! [`operators`], [`upgrades`], [`later`], [`services`], [`targets`], [`monitors`], most of
+//! [`circuits`] and parts of [`wireguard`], [`memberships`] and [`reports`]; in [`outages`] an
+//! outsider only observes.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)]
 #![allow(clippy::disallowed_methods)]
 
@@ -44,6 +44,7 @@ mod returning;
 #[path = "../fixtures/schema.rs"]
 mod schema;
 mod services;
+mod targets;
 mod test_cluster;
 mod tokens;
 mod tor;

@@ -17,7 +17,7 @@ use crate::config::FurtherPorts;
 use crate::counters::Counters;
 use crate::health::HealthSettings;
 use crate::keys::IdentitySecret;
-use crate::proxy::{Proxy, ProxyLimits, Target};
+use crate::proxy::{Connector, Proxy, ProxyLimits, Target};
 use crate::stream::BoxStream;
 use crate::tor::descriptor::{self, DescriptorContent, DescriptorParameters, PeriodCredentials};
 use crate::tor::fake::FakeNet;
@@ -132,6 +132,7 @@ async fn a_service_comes_and_goes_while_another_is_served() {
         health: watch::channel(HealthSettings::default()).1,
         keeping: Arc::default(),
         asked_to_stop: CancellationToken::new(),
+        connector: Connector::without_tor(),
     };
     let at = |site: std::net::SocketAddr| vec![PortTarget::new(80, Target::Tcp(site))];
     let of_first = at(site(first.name).await);

@@ -1,4 +1,5 @@
-//! Connections to other onion services, and the keys that open restricted ones.
+//! Connections to other onion services, and the keys that open restricted ones. Each address has an
+//! isolation group of its own: its circuits carry nothing else.
 //!
 //! Arti opens all streams to a service on one circuit, and caches the service's descriptor for a
 //! quarter of an hour. After the other side was frozen or restarted, both are useless. So after a
@@ -46,15 +47,26 @@ struct Dial {
     fresh: Option<(Instant, u32)>,
 }
 
+impl Dial {
+    fn new() -> Self {
+        let mut prefs = StreamPrefs::new();
+        prefs.new_isolation_group();
+        Self { prefs, fresh: None }
+    }
+}
+
 impl Dials {
     fn keys(&self) -> MutexGuard<'_, HashMap<OnionAddress, Vec<DiscoverySecret>>> {
         self.keys.lock()
     }
 
-    /// Preferences with the isolation group of this address.
+    /// Preferences with the isolation group of this address, which no other address shares.
     fn prefs(&self, to: OnionAddress) -> StreamPrefs {
-        let addresses = self.addresses.lock();
-        addresses.get(&to).map(|dial| dial.prefs.clone()).unwrap_or_default()
+        let mut addresses = self.addresses.lock();
+        if addresses.len() >= MOST_ADDRESSES && !addresses.contains_key(&to) {
+            addresses.clear();
+        }
+        addresses.entry(to).or_insert_with(Dial::new).prefs.clone()
     }
 
     /// Records a success: the next failure causes a fresh start at once.
@@ -70,7 +82,7 @@ impl Dials {
         if addresses.len() >= MOST_ADDRESSES && !addresses.contains_key(&to) {
             addresses.clear();
         }
-        let dial = addresses.entry(to).or_insert_with(|| Dial { prefs: StreamPrefs::new(), fresh: None });
+        let dial = addresses.entry(to).or_insert_with(Dial::new);
         let starts = match dial.fresh {
             Some((since, starts)) if now.duration_since(since) < FRESH_STARTS.pause(starts) => return false,
             Some((_, starts)) => starts.saturating_add(1),

@@ -164,7 +164,7 @@ impl<P: Pending> StreamRequest for Request<P> {
     }
 
     fn refuse_excess(self: Box<Self>) {
-        self.place.exceeded();
+        self.question.place().exceeded();
     }
 }
 

@@ -247,6 +247,7 @@ fn example() -> Status {
             service: node.clone(),
             port: 80,
             target: "127.0.0.1:8080".into(),
+            check: "connect".into(),
             healthy: false,
             error: Some("x".into()),
         }],

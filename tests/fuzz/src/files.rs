@@ -76,12 +76,13 @@ pub(crate) fn config(bytes: &[u8]) -> bool {
 
 fn within_bounds(config: &Config) {
     assert!((1..=64).contains(&config.ports.len()));
-    for (at, PortTarget { port, target, .. }) in config.ports.iter().enumerate() {
+    for (at, PortTarget { port, target, allow_private, .. }) in config.ports.iter().enumerate() {
         assert!(config::check_virtual_port(*port).is_ok());
         assert!(config.ports[..at].iter().all(|other| other.port != *port));
         if let Target::Tcp(address) = target {
             assert!(address.ip().is_loopback());
         }
+        assert!(!target.leaves_host() || *allow_private);
     }
     assert!((1..=100).contains(&config.node.weight));
     assert!((1..=10).contains(&config.cluster.intro_points));
@@ -138,6 +139,15 @@ pub(crate) fn config_seeds() -> Vec<Seed> {
             ),
         ),
         Seed::bad("circuits-burst", with("[limits]\ncircuit_streams_burst = 9")),
+        Seed::good(
+            "health",
+            format!(
+                "{port}allow_private = true\n[port.health]\ncheck = \"https\"\npath = \"/x?y\"\nexpect_status = 204\npin = \
+                 \"spki-sha256:{}\"\nheaders = [\"A: b\"]\n",
+                "0f".repeat(32)
+            ),
+        ),
+        Seed::bad("no-consent", port.replace("127.0.0.1", "10.0.0.1")),
         Seed::bad("not-utf8", &b"[node]\n# \xff\n"[..]),
     ]
 }

@@ -1,9 +1,11 @@
 //! The parsers of short texts from people and members: addresses, address prefixes, targets, ports,
 //! record keys.
 
+use std::net::IpAddr;
+
 use rustbalance::config::check_virtual_port;
 use rustbalance::control::NodePrefix;
-use rustbalance::proxy::{MAX_UNIX_PATH, Target};
+use rustbalance::proxy::{MAX_UNIX_PATH, Target, is_private};
 use rustbalance::typed;
 use rustbalance_gossip::id::{NodeId, OnionAddress, ServiceId};
 use rustbalance_gossip::record::RecordKind;
@@ -52,6 +54,9 @@ fn target(text: &str) -> bool {
     match &target {
         Target::Tcp(address) => assert!(address.ip().is_loopback() && address.port() != 0),
         Target::Localhost(port) => assert_ne!(*port, 0),
+        Target::Private(address) => assert!(is_private(address.ip()) && address.port() != 0),
+        Target::Name(name, port) => assert!(name.as_str().parse::<IpAddr>().is_err() && *port != 0),
+        Target::Onion(_, port) => assert_ne!(*port, 0),
         Target::Unix(path) => assert!(path.is_absolute() && path.as_os_str().len() <= MAX_UNIX_PATH),
     }
     assert_eq!(target.to_string().parse(), Ok(target));
@@ -82,7 +87,10 @@ pub(crate) fn text_seeds() -> Vec<Seed> {
         Seed::good("ipv6", "[::1]:8080"),
         Seed::good("localhost", "LocalHost:80"),
         Seed::good("socket", "unix:/run/app.sock"),
-        Seed::bad("elsewhere", "10.0.0.1:80"),
+        Seed::good("private", "10.0.0.1:80"),
+        Seed::good("host-name", "web:80"),
+        Seed::good("onion", format!("{address}:80")),
+        Seed::bad("elsewhere", "203.0.113.7:80"),
         Seed::bad("mapped", "[::ffff:127.0.0.1]:80"),
         Seed::good("card", RecordKind::Card.key()),
         Seed::good("invitation", RecordKind::Invitation(world.token_id).key()),
