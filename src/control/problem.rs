@@ -300,6 +300,7 @@ fn problem_of_member(member: &MemberStatus, code: &str) -> Problem {
     let what = match kind {
         ProblemKind::TargetDown => "the target of a port does not answer: look at the application on its host",
         ProblemKind::Draining => "it drains, and takes no new clients until `rustbalance resume` there",
+        ProblemKind::ClockOff => "its clock is wrong: set it, and look at its time service",
         ProblemKind::DiskFull => "the disk of its state directory is full: make room",
         ProblemKind::FewOpenFiles => "the system allows it too few open files, so it serves fewer clients at once",
         ProblemKind::WireguardDown => "WireGuard is switched on there and does not run: its messages go over Tor",

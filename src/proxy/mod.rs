@@ -246,7 +246,9 @@ impl Proxy {
         };
         let of_port = self.of_service.port(port);
         let began = Instant::now();
-        let upstream = match self.connector.connect_port(&target, exported, limits.connect).await {
+        // Boxed: a stream that is served needs no memory for connecting.
+        let connecting = Box::pin(self.connector.connect_port(&target, exported, limits.connect));
+        let upstream = match connecting.await {
             Ok(upstream) => {
                 of_port.connect_time.observe(began.elapsed());
                 upstream

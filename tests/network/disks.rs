@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use rustbalance::control::{Problem, ProblemKind};
 use rustbalance_testnet::cluster::{Cluster, Node};
 
 use crate::support::{Nodes, Progress, agreed_publisher, check_directories, scenario, session_keys};
@@ -51,6 +52,13 @@ fn full_disk(progress: &mut Progress, cluster: &Cluster<'_>, nodes: &Nodes) -> R
     ));
     ensure!(new_term > term && nodes.at(&holder)?.name() != publisher.name(), "the lease did not move");
     ensure!(out <= OUT, "the dead node stayed for {out:?}, longer than {OUT:?}");
+    let other = nodes.at(&holder)?;
+    cluster.wait_until("the other publisher shows the full disk", PATIENCE, || {
+        let problems = other.status()?.problems;
+        let shows = |problem: &Problem| problem.kind == ProblemKind::DiskFull && problem.text.contains("make room");
+        ensure!(problems.iter().any(shows), "{problems:?}");
+        Ok(())
+    })?;
     publisher.set_disk_full(false)?;
     worker.run()?;
     cluster.await_served(&nodes.0)?;
