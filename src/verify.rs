@@ -72,7 +72,7 @@ pub enum Answer {
     },
     /// It does not answer: the reason.
     Silent {
-        /// Why.
+        /// Why, for a person.
         reason: String,
     },
 }

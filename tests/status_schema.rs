@@ -15,9 +15,10 @@ use serde_json::{Value, json};
 mod schema;
 
 /// Where the types are.
-const SOURCES: [&str; 5] = [
+const SOURCES: [&str; 6] = [
     "src/control/status.rs",
     "src/control/problem.rs",
+    "src/control/canary.rs",
     "gossip/src/record/certificate.rs",
     "gossip/src/view/condition.rs",
     "gossip/src/coordinator/isolation.rs",
@@ -96,6 +97,7 @@ fn of_type(text: &str, named: &mut BTreeSet<String>) -> Value {
         "String" => json!({ "type": "string" }),
         "bool" => json!({ "type": "boolean" }),
         "u8" | "u16" | "u32" | "u64" | "usize" => json!({ "type": "integer", "minimum": 0 }),
+        "i64" => json!({ "type": "integer" }),
         "f32" | "f64" => json!({ "type": "number" }),
         name => {
             named.insert(name.to_owned());

@@ -1,3 +1,5 @@
+//! Verifies what directories hold on the network in memory.
+
 use rustbalance_gossip::record::IntroPoint;
 use zeroize::Zeroizing;
 
