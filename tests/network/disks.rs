@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use rustbalance::control::{Problem, ProblemKind};
 use rustbalance_testnet::cluster::{Cluster, Node};
 
 use crate::support::{Nodes, Progress, agreed_publisher, check_directories, scenario, session_keys};
@@ -54,9 +53,8 @@ fn full_disk(progress: &mut Progress, cluster: &Cluster<'_>, nodes: &Nodes) -> R
     ensure!(out <= OUT, "the dead node stayed for {out:?}, longer than {OUT:?}");
     let other = nodes.at(&holder)?;
     cluster.wait_until("the other publisher shows the full disk", PATIENCE, || {
-        let problems = other.status()?.problems;
-        let shows = |problem: &Problem| problem.kind == ProblemKind::DiskFull && problem.text.contains("make room");
-        ensure!(problems.iter().any(shows), "{problems:?}");
+        let status = other.command(&["status"], "", PATIENCE)?.ok("status")?;
+        ensure!(status.contains("the disk of its state directory is full: make room"), "{status}");
         Ok(())
     })?;
     publisher.set_disk_full(false)?;
