@@ -7,7 +7,7 @@
 #                           [--threads N,...]
 #       processor time for bytes and requests, memory for circuits, compared with a C tor onion
 #       service in the same run; with --threads, a node for each number of threads
-#   ./scripts/bench.sh idle [--nodes N] [--scrape SECONDS]
+#   ./scripts/bench.sh idle [--nodes N] [--scrape SECONDS] [--checks]
 #       processor time, memory and traffic of N nodes without clients; with --scrape again while the
 #       metrics of each are read at this interval
 #   ./scripts/bench.sh steady [--minutes N]

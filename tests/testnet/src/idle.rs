@@ -1,6 +1,7 @@
 //! Measures what an idle cluster costs its nodes: processor time, memory, and traffic on the links
 //! between them.
 
+use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,6 +16,8 @@ use crate::bench::quantile;
 const SETTLING: Duration = Duration::from_secs(30);
 /// How long the idle cluster is watched.
 const WATCH: Duration = Duration::from_secs(120);
+/// Time limit for a reload.
+const RELOAD_LIMIT: Duration = Duration::from_secs(20);
 /// Relays in addition to three per node, at which the nodes have their introduction points.
 const SPARE_RELAYS: usize = 4;
 
@@ -36,9 +39,19 @@ impl Look {
     }
 }
 
+/// What `--checks` compares: a name, and lines below `[health]` and `[canary]`. The first is what
+/// nodes do without checks.
+const CHECKS: [(&str, &str, &str); 4] = [
+    ("without checks and canary", "interval = \"10m\"", "enabled = false"),
+    ("checks of targets as by default", "", "enabled = false"),
+    ("checks of targets every second", "healthy_interval = \"1s\"", "enabled = false"),
+    ("checks as by default, and a canary every minute", "", "interval = \"1m\""),
+];
+
 /// Watches a cluster of `count` nodes and prints a Markdown table: a row per node, and the medians.
-/// With `scrape`, watches it again while the metrics of each node are read at this interval.
-pub(crate) fn idle(binary: PathBuf, count: usize, scrape: Option<Duration>) -> Result<()> {
+/// With `scrape`, watches it again while the metrics of each node are read at this interval; with
+/// `checks`, with each of [`CHECKS`].
+pub(crate) fn idle(binary: PathBuf, count: usize, scrape: Option<Duration>, checks: bool) -> Result<()> {
     let options = Options { relays: 3 * count + SPARE_RELAYS, ..Options::default() };
     let network = Network::boot_with_progress(options, |line| eprintln!("{line}"))?;
     let cluster = Cluster::new(&network, &binary)?;
@@ -48,13 +61,41 @@ pub(crate) fn idle(binary: PathBuf, count: usize, scrape: Option<Duration>) -> R
     let nodes = cluster.grow(&names, &["publisher", "publisher", "publisher", "worker"])?;
     std::thread::sleep(SETTLING);
     eprintln!("watching it for {} s", WATCH.as_secs());
-    watch(&nodes, || {
+    let rest = || {
         std::thread::sleep(WATCH);
         Ok(())
-    })?;
+    };
+    watch(&nodes, rest)?;
+    for (name, health, canary) in CHECKS.into_iter().filter(|_| checks) {
+        nodes.iter().try_for_each(|node| configure(node, health, canary))?;
+        eprintln!("watching it for {} s {name}", WATCH.as_secs());
+        println!("\n{name}:\n");
+        watch(&nodes, rest)?;
+    }
     let Some(interval) = scrape else { return Ok(()) };
     eprintln!("watching it for {} s with a scrape every {} s", WATCH.as_secs(), interval.as_secs());
     watch(&nodes, || scraped(&nodes, interval))
+}
+
+/// Has a running node use these lines below `[health]` and `[canary]`, and nothing else there.
+fn configure(node: &Node, health: &str, canary: &str) -> Result<()> {
+    let path = node.state().join("rustbalance.toml");
+    let text = fs::read_to_string(&path).context("cannot read the configuration")?;
+    let mut lines = Vec::new();
+    let mut skipping = false;
+    for line in text.lines() {
+        if line.starts_with('[') {
+            skipping = line == "[health]" || line == "[canary]";
+            lines.push(line);
+            lines.extend(
+                [("[health]", health), ("[canary]", canary)].iter().filter(|(of, _)| *of == line).map(|it| it.1),
+            );
+        } else if !skipping {
+            lines.push(line);
+        }
+    }
+    fs::write(&path, lines.join("\n") + "\n").context("cannot write the configuration")?;
+    node.command(&["reload"], "", RELOAD_LIMIT)?.ok("reload").map(drop)
 }
 
 /// Reads the metrics of all nodes at this interval for [`WATCH`].

@@ -36,9 +36,11 @@ A private Tor network of C tor processes on loopback.
   rustbalance-testnet demo [--binary FILE]                   boot one, and show three nodes of RustBalance on it
   rustbalance-testnet bench [--binary FILE] [--starts N (3)] [--requests N (100)] [--bodies N (5)]
                                                              boot one, and compare RustBalance with a C tor onion service
-  rustbalance-testnet idle [--binary FILE] [--nodes N (3)] [--scrape SECONDS]
+  rustbalance-testnet idle [--binary FILE] [--nodes N (3)] [--scrape SECONDS] [--checks]
                                          boot one, and measure what N idle nodes cost; with
-                                         --scrape again while each is asked for its metrics
+                                         --scrape again while each is asked for its metrics,
+                                         with --checks also without and with checks of targets
+                                         and the canary
   rustbalance-testnet cost [--binary FILE] [--beside FILE] [--bodies N (20)] [--requests N (240)] [--circuits N (1200)] [--threads N,...]
                                                              boot one, and compare what clients cost RustBalance and C tor;
                                                              with --threads, a node for each number of threads; with --beside, another build
@@ -414,8 +416,9 @@ fn watch_idle(mut arguments: Arguments) -> Result<ExitCode> {
     let binary = binary(&mut arguments)?;
     let nodes = arguments.option("--nodes")?.unwrap_or(3);
     let scrape = arguments.option("--scrape")?.map(Duration::from_secs);
+    let checks = arguments.flag("--checks");
     arguments.end()?;
-    until_asked_to_end(move || idle::idle(binary, nodes, scrape))
+    until_asked_to_end(move || idle::idle(binary, nodes, scrape, checks))
 }
 
 fn watch_steady(mut arguments: Arguments) -> Result<ExitCode> {
