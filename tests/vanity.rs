@@ -9,9 +9,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-/// `rustbalance --dir HOME/node ...`, run in HOME.
+/// `rustbalance --dir HOME/node ...`, run in HOME. SIGINT ends it, also where the tests run in the
+/// background of a script, whose programs ignore it.
 fn command(home: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_rustbalance"));
+    let mut command = Command::new("env");
+    command.args(["--default-signal=INT", env!("CARGO_BIN_EXE_rustbalance")]);
     command.env_remove("RUSTBALANCE_LOG").env_remove("RUSTBALANCE_DIR").current_dir(home);
     command.arg("--dir").arg(home.join("node")).args(arguments).stdin(Stdio::null());
     command
