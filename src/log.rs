@@ -7,6 +7,10 @@
 //! `RUSTBALANCE_LOG` replaces all of these filters, in the syntax of `tracing`
 //! (`info,tor_hsservice=debug`).
 //!
+//! Each line of ours has a name that does not change with its text (`warn!(name: "...", ...)`),
+//! which JSON shows as `event`; `docs/EVENTS.md` lists them. Lines are written with shortened onion
+//! addresses and without IP addresses of other hosts, unless [`set_safe`] says otherwise.
+//!
 //! Arti redacts sensitive values in its own messages (`safelog`), which is left on; our secrets
 //! have types that do not show them. Lines for systemd's journal have no time and no colour, which
 //! the journal adds itself, and carry the level in the journal's notation.
@@ -16,16 +20,18 @@ use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::fmt::format::{Format, Full, Writer};
+use tracing_subscriber::fmt::format::{Format, Full, Json, JsonFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
+use crate::redact::shortened;
 use crate::tor::arti::REPEATED_WARNINGS;
 
 /// boringtun reports each handshake that is not answered as a warning; `status` shows that by peer.
@@ -101,6 +107,33 @@ pub fn set_level(level: Option<LogLevel>) -> bool {
     filter.handle.reload(wanted).is_ok()
 }
 
+/// Whether lines are written with shortened addresses.
+static SAFE: AtomicBool = AtomicBool::new(true);
+
+/// Has lines written with shortened onion addresses and without IP addresses of other hosts from
+/// now on, or as they are: `[log] safe_logging` in the configuration.
+pub fn set_safe(safe: bool) {
+    SAFE.store(safe, Ordering::Relaxed);
+}
+
+/// Writes lines as [`set_safe`] says. The formatter writes a line at once.
+struct SafeWriter<W>(W);
+
+impl<W: Write> Write for SafeWriter<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if SAFE.load(Ordering::Relaxed) {
+            self.0.write_all(shortened(&String::from_utf8_lossy(bytes)).as_bytes())?;
+        } else {
+            self.0.write_all(bytes)?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
 /// Most lines of the log that are kept in memory, for a report.
 const RECENT_LINES: usize = 400;
 /// Longest such line, in bytes; together they take 200 kB at most.
@@ -165,9 +198,9 @@ pub fn init(format: LogFormat, verbosity: u8) -> Result<(), LogError> {
     let (filter, handle) = reload::Layer::new(filter);
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let ansi = io::stderr().is_terminal() && !plain;
-    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(ansi);
+    let lines = tracing_subscriber::fmt::layer().with_writer(|| SafeWriter(io::stderr())).with_ansi(ansi);
     let lines = match format {
-        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+        LogFormat::Json => lines.fmt_fields(JsonFields::new()).event_format(named_json()).boxed(),
         LogFormat::Text if is_journal() => lines.event_format(Journal(Format::default().without_time())).boxed(),
         LogFormat::Text => lines.boxed(),
     };
@@ -190,6 +223,33 @@ fn default_filter(level: LogLevel) -> String {
 fn is_journal() -> bool {
     let Ok(stderr) = std::fs::metadata("/proc/self/fd/2") else { return false };
     std::env::var("JOURNAL_STREAM").is_ok_and(|stream| stream == format!("{}:{}", stderr.dev(), stderr.ino()))
+}
+
+/// Formats lines as JSON objects, with the event's name as `event` if it has one.
+struct NamedJson(Format<Json>);
+
+fn named_json() -> NamedJson {
+    NamedJson(Format::default().json().flatten_event(true))
+}
+
+impl<S, N> FormatEvent<S, N> for NamedJson
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, ctx: &FmtContext<'_, S, N>, mut to: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let name = event.metadata().name();
+        // Without a name of its own an event is named after its place in the source text.
+        if name.contains(' ') {
+            return self.0.format_event(ctx, to, event);
+        }
+        let mut line = String::new();
+        self.0.format_event(ctx, Writer::new(&mut line), event)?;
+        match line.strip_prefix('{') {
+            Some(rest) => write!(to, "{{\"event\":\"{name}\",{rest}"),
+            None => to.write_str(&line),
+        }
+    }
 }
 
 /// Formats lines for the journal: the level in its notation (`sd-daemon(3)`), then the event.
@@ -247,6 +307,25 @@ mod tests {
         });
         let bytes = lines.0.lock().clone();
         String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn lines_in_json_have_the_name_of_their_event() {
+        let lines = Lines::default();
+        let sink = lines.clone();
+        let layer = tracing_subscriber::fmt::layer().with_writer(move || SafeWriter(sink.clone()));
+        let layer = layer.fmt_fields(JsonFields::new()).event_format(named_json());
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            let peer = "duckduckgogg42xjoc72x3sjasowoarfbgcmvfimaftt6twagswzczad.onion";
+            tracing::warn!(name: "peer_lost", peer, "lost");
+            tracing::warn!("of another crate");
+        });
+        let text = String::from_utf8(lines.0.lock().clone()).unwrap();
+        let parse = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap();
+        let [named, other] = text.lines().map(parse).collect::<Vec<_>>().try_into().unwrap();
+        assert_eq!((&named["event"], &named["message"]), (&"peer_lost".into(), &"lost".into()));
+        assert_eq!(named["peer"], "duckduck…");
+        assert_eq!((other["event"].as_str(), &other["level"]), (None, &"WARN".into()));
     }
 
     #[test]

@@ -18,6 +18,17 @@ pub(crate) fn onion_addresses(text: &str) -> String {
     })
 }
 
+/// The text with onion addresses cut to the beginning with which log lines and `status` name a
+/// node, and without the IP addresses of other hosts. For the log, which may be read by more people
+/// than the node's operator.
+pub(crate) fn shortened(text: &str) -> String {
+    let text = by_run(text, |run, is_onion| {
+        let is_long = run.len() == LABEL || is_onion && run.len() > SHORT;
+        is_long.then(|| run.get(..SHORT).map(|start| format!("{start}…")).unwrap_or_default())
+    });
+    without_ip_addresses(&text)
+}
+
 /// Redacts the parts of one report: onion addresses get a number each, which distinguishes them; IP
 /// addresses other than loopback, keys and fingerprints are replaced.
 #[derive(Debug, Default)]
@@ -130,6 +141,24 @@ mod tests {
             (String::new(), ""),
         ] {
             assert_eq!(onion_addresses(&text), shown);
+        }
+    }
+
+    #[test]
+    fn a_log_line_names_nodes_by_the_beginning_of_their_addresses_and_no_other_host() {
+        for (line, shown) in [
+            (format!("peer={DUCK}.onion lost"), "peer=duckduck… lost"),
+            (
+                format!("{{\"peer\":\"{DUCK}\",\"at\":\"203.0.113.7:7440\"}}"),
+                "{\"peer\":\"duckduck…\",\"at\":\"(address)\"}",
+            ),
+            ("join <master.onion> at 127.0.0.1:80".into(), "join <master.onion> at 127.0.0.1:80"),
+            (
+                "2026-11-30T20:06:30.123456Z  INFO rustbalance: up".into(),
+                "2026-11-30T20:06:30.123456Z  INFO rustbalance: up",
+            ),
+        ] {
+            assert_eq!(shortened(&line), shown);
         }
     }
 

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::{fs, iter};
 
@@ -192,4 +193,110 @@ fn code_has_one_dialect_of_imports_and_closures() {
         }
     }
     assert_none(&found);
+}
+
+/// Macros whose lines an operator meets, each with its level in documents.
+const LOGGED: [&str; 3] = ["error", "warn", "info"];
+
+/// A line of the log in the source text.
+struct LogLine {
+    level: &'static str,
+    /// Its name, if it has one.
+    name: Option<String>,
+    message: String,
+    place: String,
+}
+
+/// The log lines of a source text, but for its unit tests.
+fn log_lines(path: &Path, source: &str) -> Vec<LogLine> {
+    let source = source.split_once("#[cfg(test)]\nmod tests {").map_or(source, |(code, _)| code);
+    let (mut tokens, mut at) = (Vec::new(), 0);
+    for token in tokenize(source, FrontmatterAllowed::No) {
+        let text = &source[at..at + token.len as usize];
+        if !matches!(token.kind, TokenKind::Whitespace | TokenKind::LineComment { .. }) {
+            tokens.push((token.kind, text, at));
+        }
+        at += text.len();
+    }
+    let mut found = Vec::new();
+    for (index, window) in tokens.windows(3).enumerate() {
+        let [(_, level, at), (_, "!", _), (_, "(", _)] = *window else { continue };
+        let Some(level) = LOGGED.into_iter().find(|known| *known == level) else { continue };
+        let arguments = arguments(&tokens[index + 3..]);
+        let unquoted = |text: &str| text.trim_matches('"').to_owned();
+        let name = match arguments {
+            [(_, "name", _), (_, ":", _), (_, name, _), ..] => Some(unquoted(name)),
+            _ => None,
+        };
+        // The message is the last text that is an argument of its own.
+        let is_text = |token: &(TokenKind, &str, usize)| {
+            matches!(token.0, TokenKind::Literal { kind: LiteralKind::Str { .. }, .. })
+        };
+        let mut texts = arguments.windows(2).filter(|pair| pair[0].1 == "," && is_text(&pair[1])).map(|pair| pair[1].1);
+        let only = arguments.first().filter(|first| is_text(first)).map(|first| first.1);
+        let message = texts.next_back().or(only).unwrap_or_default();
+        let joined = message.split('\\').map(|part| part.trim_start_matches(['\n', ' '])).collect::<String>();
+        let line = source[..at].matches('\n').count() + 1;
+        found.push(LogLine { level, name, message: unquoted(&joined), place: format!("{}:{line}", path.display()) });
+    }
+    found
+}
+
+/// The tokens up to the parenthesis that closes the call.
+fn arguments<'a, 'b>(tokens: &'b [(TokenKind, &'a str, usize)]) -> &'b [(TokenKind, &'a str, usize)] {
+    let mut depth = 1;
+    for (index, (_, text, _)) in tokens.iter().enumerate() {
+        match *text {
+            "(" | "[" | "{" => depth += 1,
+            ")" | "]" | "}" => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return &tokens[..index];
+        }
+    }
+    tokens
+}
+
+/// Monitors and runbooks refer to log lines by names, so each line has one of its own, and
+/// `docs/EVENTS.md` lists them all.
+#[test]
+fn every_log_line_has_a_name_of_its_own_and_is_listed() {
+    let folders = ["src", "gossip/src", "gossip/mesh/src"];
+    let sources = folders.into_iter().flat_map(|folder| files(folder, &["rs"], &["target", "tests", "sim"]));
+    let all: Vec<LogLine> = sources
+        .filter(|(path, _)| !path.ends_with("tests.rs") && !path.ends_with("conformance.rs"))
+        .flat_map(|(path, source)| log_lines(&path, &source))
+        .collect();
+    let mut wrong = Vec::new();
+    let mut rows = BTreeMap::new();
+    for LogLine { level, name, message, place } in all {
+        let Some(name) = name else {
+            wrong.push(format!("{place}: add name: \"...\", which says what has happened and never changes"));
+            continue;
+        };
+        let is_name = |it: char| it.is_ascii_lowercase() || it.is_ascii_digit() || it == '_';
+        if name.len() > 40 || name.is_empty() || !name.chars().all(is_name) {
+            wrong.push(format!("{place}: {name:?} is not a name of at most 40 of a to z, 0 to 9 and '_'"));
+        }
+        if rows.insert(name.clone(), format!("| `{name}` | {level} | {message} |")).is_some() {
+            wrong.push(format!("{place}: {name:?} is the name of another line, too"));
+        }
+    }
+    assert_none(&wrong);
+    let list = Vec::from_iter(rows.into_values()).join("\n");
+    let whole = format!(
+        "# Log lines\n\nEvery line of the log at the levels error, warn and info has a name. With `--log-format json` it is the \
+         field `event`.\nNames do not change when texts do; a name of a line that is gone is not used again. Generated from the \
+         sources:\n`RUSTBALANCE_WRITE_DOCS=1 cargo test --workspace --test words`.\n\n| name | level | text |\n|---|---|---|\n{list}\n"
+    );
+    let path = root().join("docs/EVENTS.md");
+    if std::env::var_os("RUSTBALANCE_WRITE_DOCS").is_some() {
+        fs::write(&path, &whole).unwrap();
+    }
+    let written = fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        written == whole,
+        "docs/EVENTS.md is out of date: RUSTBALANCE_WRITE_DOCS=1 cargo test --workspace --test words"
+    );
 }

@@ -109,7 +109,11 @@ impl Sender {
         for (way, queue) in Way::ALL.into_iter().zip(&self.queues) {
             if way.is_on(&settings) && queue.try_send(alert.clone()).is_err() {
                 self.courier.inputs.counters.alerts().count(alert.state, AlertOutcome::Dropped);
-                warn!(event = alert.event, way = way.name(), "an alert is dropped, because {QUEUE} wait already");
+                warn!(
+                    name: "alert_dropped",
+                    alert = alert.event, way = way.name(),
+                    "an alert is dropped, because {QUEUE} wait already"
+                );
             }
         }
     }
@@ -145,7 +149,7 @@ impl Courier {
 
     /// Tries until the alert is delivered, or there have been enough attempts.
     async fn deliver(&self, way: Way, alert: &Alert) {
-        let (event, state, subject): (_, &str, _) = (alert.event, alert.state.into(), &alert.subject);
+        let (alert_event, state, subject): (_, &str, _) = (alert.event, alert.state.into(), &alert.subject);
         for attempt in 1..=ATTEMPTS {
             let Some(outcome) = self.attempt(way, alert).await else { return };
             // The error of a webhook may have its onion address.
@@ -153,23 +157,24 @@ impl Courier {
             let way = way.name();
             if outcome.is_ok() {
                 self.count(alert, &outcome);
-                info!(event, state, subject, way, "alert delivered");
+                info!(name: "alert_delivered", alert = alert_event, state, subject, way, "alert delivered");
                 return;
             }
             if attempt == ATTEMPTS {
                 self.count(alert, &outcome);
                 error!(
-                    event,
-                    state,
-                    subject,
-                    way,
-                    error = why,
+                    name: "alert_given_up",
+                    alert = alert_event, state, subject, way, error = why,
                     "alert not delivered after {ATTEMPTS} attempts: given up"
                 );
                 return;
             }
             let pause = self.retry.pause(attempt - 1);
-            warn!(event, state, subject, way, error = why, ?pause, "alert not delivered, will try again");
+            warn!(
+                name: "alert_retried",
+                alert = alert_event, state, subject, way, error = why, ?pause,
+                "alert not delivered, will try again"
+            );
             sleep(pause).await;
         }
     }

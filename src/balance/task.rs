@@ -194,11 +194,15 @@ impl Shell<BalancePlan> for BalanceShell {
             Input::Opened(_, Ok(_)) if *self.balance.keeping.borrow() == Keeping::Nothing => Vec::new(),
             Input::Opened(slot, Ok((handle, nonce))) => vec![self.opened(slot, handle, nonce, jobs)],
             Input::Opened(slot, Err(error)) => {
-                info!(slot = slot.0, %error, "cannot open an introduction point, will try again");
+                info!(
+                    name: "point_open_failed",
+                    slot = slot.0, %error,
+                    "cannot open an introduction point, will try again"
+                );
                 vec![Event::OpenFailed(slot)]
             }
             Input::Lost(slot, why) => {
-                info!(slot = slot.0, %why, "introduction point lost");
+                info!(name: "point_lost", slot = slot.0, %why, "introduction point lost");
                 vec![self.lost(slot)]
             }
         }
@@ -210,7 +214,7 @@ impl Shell<BalancePlan> for BalanceShell {
             Action::Retire(slot) => self.retire(slot),
             Action::Close(slot) => self.close(slot),
             Action::Advertise(points) => {
-                info!(points = points.len(), "introduction points advertised");
+                info!(name: "points_advertised", points = points.len(), "introduction points advertised");
                 self.balance.advertised.send_replace(points);
             }
         }
@@ -266,7 +270,11 @@ impl BalanceShell {
             }
         };
         if let Err(error) = on_disk(|| self.balance.store.note(&stored)) {
-            warn!(%error, "cannot store an introduction point: a restart loses it, and its clients must connect again");
+            warn!(
+                name: "point_store_failed",
+                %error,
+                "cannot store an introduction point: a restart loses it, and its clients must connect again"
+            );
         }
         debug!(slot = slot.0, relay = %point.relay, "introduction point open");
         let watched = Arc::clone(&handle);
@@ -293,7 +301,11 @@ impl BalanceShell {
         let Some(stored) = open.or_else(|| self.known.get_mut(&slot)) else { return };
         stored.retired = Some(unix_now());
         if let Err(error) = on_disk(|| self.balance.store.note(stored)) {
-            warn!(%error, "cannot store that an introduction point has retired: a restart may advertise it again");
+            warn!(
+                name: "point_retire_failed",
+                %error,
+                "cannot store that an introduction point has retired: a restart may advertise it again"
+            );
         }
     }
 
@@ -303,7 +315,7 @@ impl BalanceShell {
             open.watcher.abort();
         }
         if let Err(error) = on_disk(|| self.balance.store.forget(slot)) {
-            warn!(%error, "cannot remove the keys of a closed introduction point");
+            warn!(name: "point_keys_remove_failed", %error, "cannot remove the keys of a closed introduction point");
         }
     }
 
@@ -323,7 +335,7 @@ impl BalanceShell {
         if count >= open.noted + WORTH_NOTING {
             open.noted = count;
             if let Err(error) = on_disk(|| self.balance.store.note(&open.stored)) {
-                warn!(%error, "cannot store the count of introductions");
+                warn!(name: "introduction_count_store_failed", %error, "cannot store the count of introductions");
             }
         }
         Some(count)

@@ -104,7 +104,7 @@ impl Shell<CanaryPlan> for CanaryShell {
             Input::Settings(settings) => vec![Event::Settings(settings)],
             Input::Look => vec![self.look()],
             Input::Asked(asker) => {
-                info!("the operator has the canary run");
+                info!(name: "canary_run_by_operator", "the operator has the canary run");
                 let runs: Vec<_> =
                     self.canary.host.services().into_iter().map(|service| self.run(service, Scope::All)).collect();
                 jobs.spawn(async move { Input::RanByHand(join_all(runs.into_iter().map(Run::findings)).await, asker) });
@@ -131,11 +131,15 @@ impl Shell<CanaryPlan> for CanaryShell {
                 jobs.spawn(async move { Input::Ran(run.findings().await) });
             }
             Action::Repair { repair: Repair::Exit, why } => {
-                warn!(why, "the canary ends the daemon, so that it starts with a new Tor client");
+                warn!(
+                    name: "canary_ends_daemon",
+                    why,
+                    "the canary ends the daemon, so that it starts with a new Tor client"
+                );
                 self.exit = Some(why);
             }
             Action::Repair { repair, why } => {
-                warn!(repair = repair.kind().name(), why, "the canary has something repaired");
+                warn!(name: "canary_repair", repair = repair.kind().name(), why, "the canary has something repaired");
                 self.canary.host.repair(&repair);
             }
         }
@@ -164,11 +168,15 @@ impl CanaryShell {
 fn log(findings: &Findings) {
     let service = findings.service.short();
     if let Some(problem) = &findings.problem {
-        warn!(%service, problem, "the canary could not run");
+        warn!(name: "canary_not_run", %service, problem, "the canary could not run");
     }
     for it in &findings.directories {
         let Held::Current(revision) = it.held else {
-            warn!(%service, directory = %it.directory.relay, found = ?it.held, "the canary found a directory at fault");
+            warn!(
+                name: "canary_directory_fault",
+                %service, directory = %it.directory.relay, found = ?it.held,
+                "the canary found a directory at fault"
+            );
             continue;
         };
         debug!(%service, directory = %it.directory.relay, revision, "the canary found the descriptor");
@@ -176,7 +184,11 @@ fn log(findings: &Findings) {
     for it in &findings.points {
         if let Outcome::Failed(stage, why) = &it.outcome {
             let node = it.owner.map(|node| node.short()).unwrap_or_default();
-            warn!(%service, relay = %it.relay, node, ?stage, why, "the canary did not get through at an introduction point");
+            warn!(
+                name: "canary_point_fault",
+                %service, relay = %it.relay, node, ?stage, why,
+                "the canary did not get through at an introduction point"
+            );
         }
     }
     if findings.all_well() {

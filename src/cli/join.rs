@@ -201,7 +201,7 @@ async fn connect_and_redeem(
             Err(error) => (error.into(), None),
         };
         let shown = format!("{error:#}");
-        tracing::info!(error = shown, pause = ?again, "an attempt to join failed");
+        tracing::info!(name: "join_attempt_failed", error = shown, pause = ?again, "an attempt to join failed");
         let error = more_telling(telling, error);
         let Some(pause) = again else { return Err(error) };
         telling = Some(error);

@@ -36,16 +36,16 @@ pub(super) fn serve(context: &Context) -> anyhow::Result<()> {
     let config = Config::load(&context.dir).map_err(NodeError::from)?;
     node::preflight(&context.dir, &config.arti).map_err(NodeError::from)?;
     let threads = runtime::daemon_threads(config.threads);
-    info!(version = env!("CARGO_PKG_VERSION"), dir = %context.dir.display(), threads, "starting");
+    info!(name: "starting", version = env!("CARGO_PKG_VERSION"), dir = %context.dir.display(), threads, "starting");
     runtime::run_on(threads, serve_until_signal(context, config, signals))
 }
 
 async fn serve_until_signal(context: &Context, config: Config, signals: Signals) -> anyhow::Result<()> {
     let (live, shutdown) = (Arc::new(LiveConfig::new(config)), CancellationToken::new());
     tokio::spawn(signals.follow(context.dir.clone(), Arc::clone(&live), shutdown.clone()));
-    tokio::spawn(follow_log_level(live.log()));
+    tokio::spawn(follow_log_config(live.log()));
     if let Err(error) = open_files::raise() {
-        warn!(%error, "cannot raise the soft limit of open files to the hard one");
+        warn!(name: "open_files_raise_failed", %error, "cannot raise the soft limit of open files to the hard one");
     }
     let store = Store::open(&context.dir).map_err(NodeError::from)?;
     let outcome = node::run(store, live, shutdown).await;
@@ -53,12 +53,16 @@ async fn serve_until_signal(context: &Context, config: Config, signals: Signals)
     Ok(outcome?)
 }
 
-/// Logs at the level of the configuration, now and after each reload.
-async fn follow_log_level(mut config: watch::Receiver<LogConfig>) {
+/// Logs as the configuration says, now and after each reload.
+async fn follow_log_config(mut config: watch::Receiver<LogConfig>) {
     loop {
-        let level = config.borrow_and_update().level;
+        let LogConfig { level, safe_logging } = *config.borrow_and_update();
+        log::set_safe(safe_logging);
         if !log::set_level(level) && level.is_some() {
-            warn!("[log] level has no effect, because {} is set", log::FILTER_VARIABLE);
+            warn!(
+                name: "log_setting_without_effect",
+                "[log] level has no effect, because {} is set", log::FILTER_VARIABLE
+            );
         }
         debug!(level = level.map(LogLevel::name), "the level of the log is set");
         if config.changed().await.is_err() {
@@ -105,10 +109,10 @@ impl Signals {
                 }
             };
             if stop.is_cancelled() {
-                warn!(signal = name, "second signal: ending at once");
+                warn!(name: "second_signal", signal = name, "second signal: ending at once");
                 std::process::exit(i32::from(super::FAILED));
             }
-            info!(signal = name, "stopping; a second signal ends the process at once");
+            info!(name: "stopping_by_signal", signal = name, "stopping; a second signal ends the process at once");
             systemd::stopping();
             stop.cancel();
         }

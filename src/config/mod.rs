@@ -228,10 +228,18 @@ pub struct MetricsConfig {
 }
 
 /// `[log]`: what is logged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogConfig {
     /// The level of the daemon; `None`: as its command line says.
     pub level: Option<LogLevel>,
+    /// Whether onion addresses are shortened and IP addresses of other hosts left out.
+    pub safe_logging: bool,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { level: None, safe_logging: true }
+    }
 }
 
 /// What carries WireGuard's packets.
@@ -252,7 +260,7 @@ impl Config {
     pub fn load(dir: &Path) -> Result<Self, ConfigError> {
         let (config, renamed) = Self::read(dir)?;
         for key in renamed {
-            warn!(file = %dir.join(FILE_NAME).display(), "{key}");
+            warn!(name: "config_key_renamed", file = %dir.join(FILE_NAME).display(), "{key}");
         }
         Ok(config)
     }

@@ -406,6 +406,8 @@ fn log(keys: &mut impl KeyVisitor, it: &mut LogConfig) {
     keys.table("log", "What the daemon logs. The environment variable RUSTBALANCE_LOG takes precedence.");
     let meaning = "\"warn\", \"info\", \"debug\" or \"trace\". Unless set, \"info\", and more with -v.";
     keys.optional("level", Running, .., &mut it.level, LogLevel::Info, meaning);
+    let meaning = "Whether lines show only the beginning of onion addresses, and no IP addresses of other hosts.";
+    keys.key("safe_logging", Running, .., &mut it.safe_logging, meaning);
 }
 
 fn wireguard(keys: &mut impl KeyVisitor, it: &mut WireguardConfig) {

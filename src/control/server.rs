@@ -88,7 +88,7 @@ pub async fn serve(listener: UnixListener, handler: Arc<dyn Handler>, shutdown: 
                 }
                 Err(error) => {
                     // Most likely there is no free file descriptor: retrying at once would spin.
-                    warn!(%error, "cannot accept a control connection");
+                    warn!(name: "control_accept_failed", %error, "cannot accept a control connection");
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 }
             }

@@ -60,7 +60,11 @@ pub async fn ask(port: &PortTarget, limit: Duration, connector: &Connector) -> O
     Some(match outcome {
         Ok(Ok(())) => Ok(()),
         Ok(Err(Failed::NoDescriptors(error))) => {
-            warn!(%error, "cannot check a target: this process has too many files open, raise its limit (ulimit -n)");
+            warn!(
+                name: "target_check_lacks_files",
+                %error,
+                "cannot check a target: this process has too many files open, raise its limit (ulimit -n)"
+            );
             return None;
         }
         Ok(Err(Failed::Check(error))) => Err(described(&port.check, &with_causes(&error))),

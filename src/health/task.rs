@@ -59,7 +59,11 @@ impl Checks {
                 Some(port) = self.failed_streams.recv() => Event::StreamFailed(port),
                 Some(ended) = self.running.join_next() => match ended {
                     Ok((id, outcome)) => Event::Ended { id, outcome, random: rand::rng().random() },
-                    Err(error) => return error!(%error, "a check of a target has failed, and no more are made"),
+                    Err(error) => return error!(
+                        name: "target_checks_failed",
+                        %error,
+                        "a check of a target has failed, and no more are made"
+                    ),
                 },
             };
             self.apply(event);
@@ -90,8 +94,12 @@ impl Checks {
 
 fn log(PortHealth { port, target, check, error, .. }: &PortHealth, change: Change) {
     match change {
-        Change::Up => info!(port, %target, check, "the target answers"),
-        Change::Down => warn!(port, %target, check, error, "the target is down"),
-        Change::NotYet => warn!(port, %target, check, error, "the target does not answer yet"),
+        Change::Up => info!(name: "target_up", port, %target, check, "the target answers"),
+        Change::Down => warn!(name: "target_down", port, %target, check, error, "the target is down"),
+        Change::NotYet => warn!(
+            name: "target_not_up_yet",
+            port, %target, check, error,
+            "the target does not answer yet"
+        ),
     }
 }

@@ -323,7 +323,7 @@ async fn run(shared: Arc<Shared>, proven: ProvenLink, stream: BoxStream) {
     };
     shared.probing.notify_one();
     let prober = Arc::clone(&shared);
-    info!(outgoing, "link open");
+    info!(name: "link_open", outgoing, "link open");
     shared.show_reach();
     let connection = Connection {
         peer,
@@ -340,12 +340,12 @@ async fn run(shared: Arc<Shared>, proven: ProvenLink, stream: BoxStream) {
     };
     tokio::select! {
         ended = connection.run(stream) => {
-            info!(reason = &ended as &dyn std::error::Error, "link ended");
+            info!(name: "link_ended", reason = &ended as &dyn std::error::Error, "link ended");
             if let Some(counter) = ended.counter() {
                 shared.counters.count(counter);
             }
         }
-        () = close.cancelled() => info!("link closed: replaced, revoked, expired or not needed"),
+        () = close.cancelled() => info!(name: "link_closed", "link closed: replaced, revoked, expired or not needed"),
         () = shared.stop.cancelled() => {}
     }
     let lasted = opened.elapsed();

@@ -179,7 +179,7 @@ pub async fn serve(listener: MetricsListener, exporter: Arc<Exporter>, stop: Can
                 }
                 Err(error) => {
                     // Most likely there is no free file descriptor: retrying at once would spin.
-                    warn!(%error, "cannot accept a connection of a monitor");
+                    warn!(name: "monitor_accept_failed", %error, "cannot accept a connection of a monitor");
                     tokio::time::sleep(PAUSE).await;
                 }
             }

@@ -133,7 +133,11 @@ impl JoinPort {
 
     async fn admit(&self, stream: BoxStream, admitter: &PublisherAdmitter) {
         match self.join_port.admit(stream, admitter).await {
-            Some(Outcome::Admitted { node, role, again }) => info!(%node, %role, again, "admitted a new member"),
+            Some(Outcome::Admitted { node, role, again }) => info!(
+                name: "member_admitted",
+                %node, %role, again,
+                "admitted a new member"
+            ),
             Some(Outcome::Refused(refusal)) => {
                 self.counters.count(refusal.counter());
                 // Strangers choose how often this happens, so it is counted and logged at debug
@@ -214,7 +218,7 @@ impl Admitter for PublisherAdmitter {
     async fn record(&self, redemption: &Redemption) -> bool {
         let invitation = std::slice::from_ref(&redemption.invitation);
         if let Err(error) = on_disk(|| self.store.put_invitations(invitation, unix_now())) {
-            warn!(%error, "cannot admit a new member: the redemption cannot be stored");
+            warn!(name: "member_admit_failed", %error, "cannot admit a new member: the redemption cannot be stored");
             return false;
         }
         let known = Event::KnownMembers(vec![redemption.member.chain()]);

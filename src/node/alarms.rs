@@ -52,12 +52,10 @@ impl Alarms {
                 let (id, nodes) = (alarm.invitation.to_string(), alarm.nodes.len());
                 let named: Vec<_> = alarm.nodes.iter().take(MOST_NODES).map(|node| node.short()).collect();
                 error!(
-                    invitation = &id[..8],
-                    uses = alarm.uses,
-                    nodes = named.join(" "),
+                    name: "key_overdrawn",
+                    invitation = &id[..8], uses = alarm.uses, nodes = named.join(" "),
                     "the key of the address has been given to {nodes} nodes with an invitation for fewer: if one of them \
-                     is not yours, move to a new address; `rustbalance acknowledge {}` ends this alarm here",
-                    &id[..8]
+                     is not yours, move to a new address; `rustbalance acknowledge {}` ends this alarm here", &id[..8]
                 );
             }
         }

@@ -86,7 +86,7 @@ impl CanaryHandle {
                 Ok(None) => Ok(()),
                 Ok(Some(why)) => Err(NodeError::Unreachable(why)),
                 Err(error) => {
-                    error!(%error, "the canary has failed");
+                    error!(name: "canary_failed", %error, "the canary has failed");
                     Ok(())
                 }
             }

@@ -25,7 +25,7 @@ impl Daemon {
             ));
         }
         self.counters.count(Counter::CircuitsKilled);
-        info!("the operator has closed a client's circuit");
+        info!(name: "circuit_killed", "the operator has closed a client's circuit");
         Response::done(format!("circuit {circuit} is closed, with all its streams"))
     }
 }

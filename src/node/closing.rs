@@ -48,11 +48,15 @@ pub(super) async fn serve_out(context: &ServiceContext, views: &ServiceViews) {
         context.engine.close_idle_circuits(quiet(left, limit));
         let now = context.engine.client_circuits();
         if now == CircuitCounts::default() {
-            return info!(took = ?began.elapsed(), "no client is left");
+            return info!(name: "clients_drained", took = ?began.elapsed(), "no client is left");
         }
         if left.is_zero() {
             let CircuitCounts { making, open } = now;
-            return warn!(making, open, ?limit, "cutting off the clients that are left: the time limit has passed");
+            return warn!(
+                name: "clients_cut_off",
+                making, open, ?limit,
+                "cutting off the clients that are left: the time limit has passed"
+            );
         }
         if now != shown {
             systemd::status(&format!("stopping: {} circuits of clients are left", now.making + now.open));
@@ -78,15 +82,23 @@ async fn hand_over(context: &ServiceContext, views: &ServiceViews, deadline: Ins
     loop {
         let left = open();
         if left == 0 {
-            info!(points = had, "other nodes have taken the introduction points over");
+            info!(name: "points_handed_over", points = had, "other nodes have taken the introduction points over");
             return true;
         }
         if !context.cluster.look(|coordinator, _| coordinator.view().has_successor()) {
-            info!(points = left, "no other publisher can take the introduction points over: they stay open to the end");
+            info!(
+                name: "points_handover_without_publisher",
+                points = left,
+                "no other publisher can take the introduction points over: they stay open to the end"
+            );
             return false;
         }
         if Instant::now() >= deadline {
-            warn!(left, "no other node has taken these introduction points over: they close, and clients try others");
+            warn!(
+                name: "points_handover_failed",
+                left,
+                "no other node has taken these introduction points over: they close, and clients try others"
+            );
             return true;
         }
         sleep(LOOK).await;

@@ -313,7 +313,7 @@ impl Starting {
     /// Runs until `stop`. Returns the mesh, to be shut down.
     pub async fn run(mut self, stop: CancellationToken) -> Mesh {
         if let Err(error) = self.driver.run(&stop).await {
-            error!(%error, "the cluster's task has failed");
+            error!(name: "cluster_task_failed", %error, "the cluster's task has failed");
         }
         self.driver.into_shell().mesh
     }
@@ -347,16 +347,23 @@ impl Shell<Shared> for ClusterShell {
         match action {
             Action::Gossip { kind, bytes } => {
                 if let Err(error) = self.mesh.set(kind, &bytes) {
-                    error!(%error, kind = kind.key(), "cannot announce a record");
+                    error!(name: "record_announce_failed", %error, kind = kind.key(), "cannot announce a record");
                 }
             }
             Action::Retract(kind) => self.mesh.retract(kind),
             Action::RestartGossip => self.mesh.restart(),
             Action::StoreTerm(term) => self.store_term(term),
-            Action::Leadership(Leadership::Publisher { term }) => info!(term, "this node publishes now"),
-            Action::Leadership(Leadership::Follower) => info!("this node has stopped publishing"),
+            Action::Leadership(Leadership::Publisher { term }) => info!(
+                name: "publisher_begun",
+                term,
+                "this node publishes now"
+            ),
+            Action::Leadership(Leadership::Follower) => info!(
+                name: "publisher_ended",
+                "this node has stopped publishing"
+            ),
             Action::Excluded(why) => {
-                error!(%why, "this node is no longer a member of the cluster");
+                error!(name: "excluded", %why, "this node is no longer a member of the cluster");
                 self.excluded.send_replace(Some(why));
             }
             Action::MembersChanged => self.members_changed = true,
@@ -414,7 +421,11 @@ impl ClusterShell {
         self.mesh.set_members(members);
         self.desired.send_if_modified(|desired| put(&mut desired.members, chains));
         let evict = |node: NodeId| {
-            warn!(node = %node.short(), "evicted: it joined with an invitation that other nodes had used up");
+            warn!(
+                name: "member_evicted_overdrawn",
+                node = %node.short(),
+                "evicted: it joined with an invitation that other nodes had used up"
+            );
             let revocation = Revocation { cluster: self.cluster, node, revoked: unix_now() };
             self.sign(revocation).map(|signed| Event::Fact(signed.into()))
         };
@@ -442,14 +453,22 @@ impl ClusterShell {
     fn renew(&self, certificate: MemberCertificate) -> Option<Event> {
         let (node, expires) = (certificate.node, certificate.expires);
         let renewal = self.sign(Renewal::of(&self.sign(certificate)?))?;
-        info!(node = %node.short(), expires = date(expires), "renewed the membership");
+        info!(name: "membership_renewed", node = %node.short(), expires = date(expires), "renewed the membership");
         Some(Event::Fact(renewal.into()))
     }
 
     /// Signs as the cluster's authority; `None` if this node does not have its key.
     fn sign<T: Statement>(&self, statement: T) -> Option<Verified<T>> {
         let authority = self.authority.as_ref()?;
-        Verified::sign(statement, authority).inspect_err(|error| error!(%error, "cannot sign")).ok()
+        Verified::sign(statement, authority)
+            .inspect_err(|error| {
+                error!(
+                    name: "sign_failed",
+                    %error,
+                    "cannot sign"
+                )
+            })
+            .ok()
     }
 
     /// The decisions for one service.

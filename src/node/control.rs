@@ -139,7 +139,7 @@ impl Daemon {
         if let Err(stopping) = running.cluster.send_event_and_wait(event).await {
             return Response::refused(stopping);
         }
-        info!(draining, "the operator has changed whether this node takes new clients");
+        info!(name: "drain_changed", draining, "the operator has changed whether this node takes new clients");
         let done = match draining {
             true => "draining: this node leaves the descriptor and serves on",
             false => "resumed: this node takes clients again",
@@ -158,7 +158,7 @@ impl Daemon {
     /// Leaves the cluster. The goodbye is in the mesh when this returns; the shutdown gives it time
     /// to spread.
     async fn leave(&self) -> Response {
-        info!("leaving, as asked");
+        info!(name: "leaving", "leaving, as asked");
         if let Some(running) = self.running.get() {
             // If the cluster's task has ended, the node is stopping anyway.
             let _ = running.cluster.send_event_and_wait(Event::Leave).await;

@@ -101,10 +101,16 @@ impl Rotation {
         let authority = self
             .store
             .authority_secret()
-            .inspect_err(|error| error!(%error, "cannot read the authority key to make a discovery key"))
+            .inspect_err(|error| {
+                error!(
+                    name: "discovery_authority_failed",
+                    %error,
+                    "cannot read the authority key to make a discovery key"
+                )
+            })
             .ok()??;
         Discovery::generate(self.store.cluster(), generation, &authority, &mut rand::rng())
-            .inspect_err(|error| error!(%error, "cannot make a discovery key"))
+            .inspect_err(|error| error!(name: "discovery_make_failed", %error, "cannot make a discovery key"))
             .ok()
     }
 
@@ -113,12 +119,16 @@ impl Rotation {
     fn adopt(&self, ring: &mut KeyRing, key: Discovery, trusted: &mut BTreeSet<NodeId>) {
         match on_disk(|| self.store.adopt_discovery(key, unix_now())) {
             Ok((now, true)) => {
-                info!(generation = now.newest().key.generation, "the discovery key was rotated");
+                info!(
+                    name: "discovery_rotated",
+                    generation = now.newest().key.generation,
+                    "the discovery key was rotated"
+                );
                 *ring = now;
                 trusted.retain(|node| *node == self.store.node_id());
             }
             Ok((_, false)) => {}
-            Err(error) => warn!(%error, "cannot store a new discovery key"),
+            Err(error) => warn!(name: "discovery_store_failed", %error, "cannot store a new discovery key"),
         }
     }
 
@@ -144,7 +154,11 @@ impl Rotation {
             match self.engine.trust_discovery(node, &ring.secrets()) {
                 Ok(()) => drop(trusted.insert(node)),
                 Err(error) => {
-                    warn!(node = %node.short(), %error, "cannot give the Tor client the discovery keys for a member")
+                    warn!(
+                        name: "discovery_give_failed",
+                        node = %node.short(), %error,
+                        "cannot give the Tor client the discovery keys for a member"
+                    )
                 }
             }
         }

@@ -60,7 +60,7 @@ impl Daemon {
         if running.cluster.look(|coordinator, _| coordinator.invitation(&id).is_none()) {
             return too_many_invitations();
         }
-        info!(%role, uses, "invitation made");
+        info!(name: "invitation_made", %role, uses, "invitation made");
         Response::Invited {
             master: self.store.cluster().to_string(),
             token: TokenText(token.text().to_string()),
@@ -93,7 +93,7 @@ impl Daemon {
             return refused;
         }
         let id = known.token.to_string();
-        info!(invitation = &id[..8], "invitation revoked");
+        info!(name: "invitation_revoked", invitation = &id[..8], "invitation revoked");
         let members = match known.redeemed.len() {
             0 => "no node has joined with it".into(),
             joined => format!("nodes that joined with it stay members: {joined} ({})", nodes(&known)),

@@ -88,7 +88,10 @@ pub(super) fn events(store: &Store) -> Result<Vec<Event>, NodeError> {
         events.push(Event::Published { service, periods });
     }
     if store.is_draining()? {
-        info!("this node drains, as before its restart: it takes no new clients until `rustbalance resume`");
+        info!(
+            name: "draining_since_before",
+            "this node drains, as before its restart: it takes no new clients until `rustbalance resume`"
+        );
         events.push(Event::Drain);
     }
     Ok(events)

@@ -223,7 +223,7 @@ fn start_cluster(made_of: ClusterParts, store: Arc<Store>, parts: &mut Superviso
     parts.start("cluster", 2 * STOP_STEP, |stop| async move {
         let mesh = actor.run(stop).await;
         if timeout(STOP_STEP, mesh.shutdown()).await.is_err() {
-            warn!("the other members may not have received the goodbye");
+            warn!(name: "goodbye_unsure", "the other members may not have received the goodbye");
         }
         Ok(())
     });

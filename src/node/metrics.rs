@@ -61,12 +61,20 @@ async fn listen(address: SocketAddr, exporter: Arc<Exporter>, stop: Cancellation
     loop {
         match MetricsListener::loopback(address).await {
             Ok(listener) => {
-                info!(url = format!("http://{address}/metrics"), "monitors can ask this node");
+                info!(
+                    name: "monitors_listening",
+                    url = format!("http://{address}/metrics"),
+                    "monitors can ask this node"
+                );
                 serve(listener, exporter, stop).await;
                 return Ok(());
             }
             Err(error) if !warned => {
-                warn!(%address, %error, "cannot listen for monitors on [metrics] listen; trying again every {RETRY_PAUSE:?}");
+                warn!(
+                    name: "monitors_listen_failed",
+                    %address, %error,
+                    "cannot listen for monitors on [metrics] listen; trying again every {RETRY_PAUSE:?}"
+                );
                 warned = true;
             }
             Err(_) => {}

@@ -183,7 +183,7 @@ pub async fn run_on(
     systemd::ready();
     let outcome = run_parts(engine, store, &live, &daemon, &stop, &mut parts).await;
     parts.stop().await;
-    info!("stopped");
+    info!(name: "stopped", "stopped");
     outcome
 }
 
@@ -207,9 +207,8 @@ fn warn_of_few_files(streams: usize) {
     if !files.suffice() {
         let OpenFiles { limit, needed } = files;
         warn!(
-            limit,
-            needed,
-            streams = files.streams(),
+            name: "open_files_too_few",
+            limit, needed, streams = files.streams(),
             "too few open files are allowed for [limits] streams, so fewer streams are served at once: raise the limit \
              (LimitNOFILE= in the unit, `ulimit -n` in a shell) or lower streams"
         );
@@ -245,7 +244,7 @@ async fn run_parts(
     parts::start(engine, store, live, daemon, parts).await?;
     let ended = stop.run_until_cancelled(parts.first_end()).await;
     let Some(error) = ended else { return Ok(()) };
-    warn!(%error, "stopping");
+    warn!(name: "stopping_by_error", %error, "stopping");
     Err(error)
 }
 
@@ -257,7 +256,7 @@ async fn bootstrapped(engine: &Arc<dyn Engine>, stop: &CancellationToken) -> Res
         let now = bootstrap.borrow_and_update().clone();
         if now.message != shown {
             let percent = (now.fraction * 100.0).round();
-            info!(percent, "connecting to Tor: {}", now.message);
+            info!(name: "tor_progress", percent, "connecting to Tor: {}", now.message);
             systemd::status(&format!("connecting to Tor: {percent} %"));
             shown = now.message;
         }

@@ -137,6 +137,7 @@ pub(super) async fn await_silence(
     let Some(mark) = store.restored()?.filter(|mark| !mark.forced) else { return Ok(true) };
     let made = date(mark.made).unwrap_or_else(|| mark.made.to_string());
     info!(
+        name: "restored_searching",
         backup = made,
         "restored: looking for the machine that the backup was made on, before this node announces anything"
     );
@@ -147,13 +148,17 @@ pub(super) async fn await_silence(
         Some(Ok(Verdict::Refuse(found))) => Err(NodeError::OlderSelf(found.explain(mark, store))),
         Some(Ok(Verdict::Start { reached: false } | Verdict::Continue)) => {
             warn!(
+                name: "restored_alone",
                 "neither the machine that the backup was made on nor any other member answers: this node starts. If that \
                  machine comes back, both stop"
             );
             Ok(true)
         }
         Some(Ok(Verdict::Start { reached: true })) => {
-            info!("the machine that the backup was made on does not answer: this node takes its place");
+            info!(
+                name: "restored_unanswered",
+                "the machine that the backup was made on does not answer: this node takes its place"
+            );
             Ok(true)
         }
     }
@@ -196,8 +201,15 @@ pub(super) async fn forget(store: Arc<Store>, heartbeat: Duration) -> PartResult
     if store.restored()?.is_some() {
         sleep(heartbeat * REMEMBERED).await;
         match on_disk(|| store.forget_restored()) {
-            Ok(()) => info!("this node has taken the place of the machine that its backup was made on"),
-            Err(error) => warn!(%error, "cannot forget that this node was restored: the next start searches again"),
+            Ok(()) => info!(
+                name: "restored_done",
+                "this node has taken the place of the machine that its backup was made on"
+            ),
+            Err(error) => warn!(
+                name: "restored_forget_failed",
+                %error,
+                "cannot forget that this node was restored: the next start searches again"
+            ),
         }
     }
     std::future::pending().await

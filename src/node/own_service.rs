@@ -61,7 +61,7 @@ impl OwnServicePart {
             match self.engine.listen(service, streams.clone()).await {
                 Ok(listening) => return Ok(Some(listening)),
                 Err(error) if error.is_transient() => {
-                    warn!(%error, "cannot start this node's own service, will try again");
+                    warn!(name: "own_service_failed", %error, "cannot start this node's own service, will try again");
                 }
                 Err(error) => return Err(error),
             }

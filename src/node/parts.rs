@@ -62,8 +62,9 @@ pub(super) async fn start(
     let (circuits, configured) = (memory::circuits(), live.service().borrow().open_rendezvous);
     if circuits < configured {
         info!(
-            circuits,
-            configured, "this host has memory for fewer circuits of clients at once than [limits] open_rendezvous"
+            name: "circuits_bounded_by_memory",
+            circuits, configured,
+            "this host has memory for fewer circuits of clients at once than [limits] open_rendezvous"
         );
     }
     let refused = RefusedCounts::of_clients(counters.clone());
@@ -102,7 +103,7 @@ pub(super) async fn start(
     let saying = cluster.clone();
     parts.start("goodbye", GOODBYE, |stop| async move {
         stop.cancelled().await;
-        info!("saying goodbye");
+        info!(name: "goodbye", "saying goodbye");
         // If the cluster's task has ended, there is nothing to announce.
         let _ = saying.send_event_and_wait(Event::Leave).await;
         Ok(())

@@ -35,15 +35,19 @@ pub fn reload(dir: &Path, live: &LiveConfig) -> Result<Reloaded, ReloadError> {
     let outcome = live.reload(|| read(dir));
     match &outcome {
         Ok(Reloaded { applied, after_restart }) if applied.is_empty() && after_restart.is_empty() => {
-            info!("the configuration was read again: nothing has changed");
+            info!(name: "config_unchanged", "the configuration was read again: nothing has changed");
         }
         Ok(Reloaded { applied, after_restart }) => {
-            info!(applied = listed(applied), after_restart = listed(after_restart), "the configuration has changed");
+            info!(
+                name: "config_changed",
+                applied = listed(applied), after_restart = listed(after_restart),
+                "the configuration has changed"
+            );
             warn_of_few_files(live.proxy().borrow().streams);
         }
         Err(error) => {
             let error = redact::onion_addresses(&in_one_line(&with_causes(error)));
-            warn!(error, "the configuration is refused, and the running one stays");
+            warn!(name: "config_refused", error, "the configuration is refused, and the running one stays");
         }
     }
     outcome

@@ -73,6 +73,7 @@ pub(super) async fn report_reach(mut reach: watch::Receiver<Reach>, cluster: Clu
         }
         if now.shut_out && !before.shut_out {
             warn!(
+                name: "discovery_refused",
                 "the other members accept none of this node's discovery keys: it was evicted, or missed a change of \
                  keys. It will not publish before one of them reaches it; if none does within minutes, check with \
                  `rustbalance status` on another node whether this one is still a member"
@@ -93,7 +94,7 @@ pub(super) async fn report_reach(mut reach: watch::Receiver<Reach>, cluster: Clu
 pub(super) async fn show_phase(mut phase: watch::Receiver<Condition>) -> PartResult {
     loop {
         let now = *phase.borrow_and_update();
-        info!(phase = %now, "phase");
+        info!(name: "phase", phase = %now, "phase");
         match now {
             Condition::Healthy => systemd::status("serving clients"),
             other => systemd::status(&other.to_string()),

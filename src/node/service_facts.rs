@@ -43,7 +43,7 @@ fn fact(
     match Verified::sign(fact, authority) {
         Ok(fact) => Some(fact.into()),
         Err(error) => {
-            tracing::error!(%error, %service, "cannot sign the fact of a service");
+            tracing::error!(name: "service_fact_sign_failed", %error, %service, "cannot sign the fact of a service");
             None
         }
     }

@@ -248,7 +248,7 @@ impl Starting<'_> {
         };
         self.parts.start("publisher", STOP_LIMIT, |stop| async move {
             if let Err(error) = publisher.run(stop).await {
-                error!(%error, "the publisher has failed");
+                error!(name: "publish_task_failed", %error, "the publisher has failed");
             }
             Ok(())
         });

@@ -115,7 +115,7 @@ impl ServiceUnits {
                 }
                 None if unit.stop.is_cancelled() => {}
                 None => {
-                    info!(service = %service, "this address is no longer served");
+                    info!(name: "service_ended", service = %service, "this address is no longer served");
                     unit.stop.cancel();
                 }
             }

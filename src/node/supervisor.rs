@@ -115,7 +115,7 @@ impl Supervisor {
             }
         };
         if timeout(limit, gone).await.is_err() {
-            warn!(part = name, ?limit, "part did not stop in time, so it is aborted");
+            warn!(name: "part_aborted", part = name, ?limit, "part did not stop in time, so it is aborted");
             task.abort();
         }
         if let Some(Some(Err(error))) = self.parts.get(index).map(|part| &part.ended) {
@@ -136,7 +136,7 @@ impl Supervisor {
         if failed.is_panic()
             && let Some(part) = self.parts.iter().find(|part| part.task.id() == failed.id())
         {
-            error!(part = part.name, error = %failed, "a part of this node has panicked");
+            error!(name: "part_panicked", part = part.name, error = %failed, "a part of this node has panicked");
         }
         self.note(failed.id(), Ok(()));
     }

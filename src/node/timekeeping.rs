@@ -53,9 +53,13 @@ pub(super) async fn watch_clock(
         let (warned, warns) = (before.warning().is_some(), now.warning());
         match warns {
             Some((ahead, witness)) if !warned || now.proven != before.proven => {
-                warn!(ahead, %witness, proven = now.proven, "this machine's clock seems to be wrong: set it");
+                warn!(
+                    name: "clock_wrong",
+                    ahead, %witness, proven = now.proven,
+                    "this machine's clock seems to be wrong: set it"
+                );
             }
-            None if warned => info!("this machine's clock is right again"),
+            None if warned => info!(name: "clock_right", "this machine's clock is right again"),
             _ => {}
         }
         if now.proven != before.proven && cluster.send_event(Event::ClockOff(now.proven)).await.is_err() {

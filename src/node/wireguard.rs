@@ -161,10 +161,17 @@ impl WireguardHandle {
 fn remove_left_over(me: &NodeId) {
     match on_disk(|| Kernel::remove_left_over(me)) {
         Ok(false) => {}
-        Ok(true) => info!("removed the WireGuard interface that an earlier process has left over"),
+        Ok(true) => info!(
+            name: "wireguard_leftover_removed",
+            "removed the WireGuard interface that an earlier process has left over"
+        ),
         Err(error) => {
             let why = with_causes(&error);
-            warn!(%why, "cannot remove the WireGuard interface that an earlier process has left over");
+            warn!(
+                name: "wireguard_leftover_remove_failed",
+                %why,
+                "cannot remove the WireGuard interface that an earlier process has left over"
+            );
         }
     }
 }
@@ -239,11 +246,18 @@ impl WireguardTask {
             self.part.slot.set(None);
             self.withdraw().await;
             match end {
-                End::SwitchedOff => info!("WireGuard is off: everything goes over Tor"),
-                End::Moved => info!("the addresses of this host have changed: WireGuard starts again"),
+                End::SwitchedOff => info!(name: "wireguard_off", "WireGuard is off: everything goes over Tor"),
+                End::Moved => info!(
+                    name: "wireguard_host_moved",
+                    "the addresses of this host have changed: WireGuard starts again"
+                ),
                 End::Failed(why) => {
                     if sync::publish(&self.state, WireguardState::Failed(why.clone())) {
-                        warn!(%why, "WireGuard cannot run: everything goes over Tor, and it is tried again");
+                        warn!(
+                            name: "wireguard_failed",
+                            %why,
+                            "WireGuard cannot run: everything goes over Tor, and it is tried again"
+                        );
                     }
                     let _ = timeout(RETRY, self.wanted.changed()).await;
                 }
@@ -271,7 +285,7 @@ impl WireguardTask {
             Err(error) => return End::Failed(with_causes(&error)),
         };
         self.part.slot.set(Some(Arc::clone(&engine)));
-        info!(?listens, endpoints = ?self.endpoints(&listens), "WireGuard is on");
+        info!(name: "wireguard_on", ?listens, endpoints = ?self.endpoints(&listens), "WireGuard is on");
         let mut plan = WireguardPlan::new(self.part.store.cluster(), self.part.store.node_id());
         let mut look = interval(LOOK_PAUSE);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);

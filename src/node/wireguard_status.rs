@@ -17,7 +17,7 @@ impl Daemon {
     /// Switches WireGuard on or off until the next start.
     pub(super) async fn switch_wireguard(&self, on: bool) -> Response {
         let Some(RunningParts { wireguard, .. }) = self.running.get() else { return not_yet() };
-        info!(on, "the operator switches WireGuard");
+        info!(name: "wireguard_switched", on, "the operator switches WireGuard");
         let until = "until the next start, which follows `enabled` in [wireguard]";
         match wireguard.switch(on).await {
             WireguardState::On { listens, endpoints, .. } if on => Response::done(format!(

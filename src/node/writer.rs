@@ -75,7 +75,7 @@ fn put<T: PartialEq>(
     match put(&wanted) {
         Ok(()) => *written = wanted,
         Err(error) => {
-            warn!(what, %error, "cannot write state to disk, will try again");
+            warn!(name: "state_write_failed", what, %error, "cannot write state to disk, will try again");
             return false;
         }
     }

@@ -255,7 +255,7 @@ impl PublisherShell {
                 Event::Built(period, Ok(revision))
             }
             Err(error) => {
-                warn!(period = period.number, %error, "cannot build the descriptor");
+                warn!(name: "descriptor_build_failed", period = period.number, %error, "cannot build the descriptor");
                 // Another publisher's disk may work; an error in the descriptor itself would occur
                 // everywhere.
                 if matches!(error, Unbuilt::Unstored(_)) {
@@ -271,9 +271,8 @@ impl PublisherShell {
         let complete = |period: &&PublishedPeriod| period.confirmed == period.directories && !before.contains(period);
         for period in periods.iter().filter(complete) {
             info!(
-                period = period.period.number,
-                revision = period.revision,
-                directories = period.directories,
+                name: "descriptor_published",
+                period = period.period.number, revision = period.revision, directories = period.directories,
                 "descriptor is on every directory"
             );
         }
@@ -291,6 +290,7 @@ impl PublisherShell {
         if self.warned.is_none_or(|at| now.duration_since(at) >= OTHER_PUBLISHER_PAUSE) {
             self.warned = Some(now);
             warn!(
+                name: "other_publisher",
                 period = other_publisher.period.number,
                 revision = other_publisher.revision,
                 readable = other_publisher.readable,
@@ -345,11 +345,15 @@ impl PublisherShell {
                         Outcome::Accepted
                     }
                     Err(error @ TorError::Refused { .. }) => {
-                        warn!(period = period.number, revision, %error, "upload refused");
+                        warn!(name: "upload_refused", period = period.number, revision, %error, "upload refused");
                         Outcome::Refused
                     }
                     Err(error) => {
-                        info!(period = period.number, directory = %directory.relay, %error, "upload failed, will try again");
+                        info!(
+                            name: "upload_failed",
+                            period = period.number, directory = %directory.relay, %error,
+                            "upload failed, will try again"
+                        );
                         Outcome::Failed
                     }
                 },

@@ -70,7 +70,11 @@ impl Store {
             let key = fact.kind().key();
             match kept.put(fact, unix) {
                 Ok(news) => changed |= news,
-                Err(error) => warn!(%key, %error, "cannot store a fact: a neighbour must send it after a restart"),
+                Err(error) => warn!(
+                    name: "fact_store_failed",
+                    %key, %error,
+                    "cannot store a fact: a neighbour must send it after a restart"
+                ),
             }
         }
         if !changed {
@@ -156,7 +160,11 @@ impl Store {
     fn is_of_our_authority(&self, kind: Kind, signer: &[u8; 32]) -> bool {
         let ours = signer == self.membership.authority_id().public_key();
         if !ours {
-            warn!(file = kind.name(), "skipping an entry that another authority has signed");
+            warn!(
+                name: "fact_of_other_authority",
+                file = kind.name(),
+                "skipping an entry that another authority has signed"
+            );
         }
         ours
     }

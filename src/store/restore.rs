@@ -60,7 +60,11 @@ pub fn restore(dir: &Path, contents: &RestoredContents<'_>) -> Result<Store, Sto
             let others = contents.others.iter().try_for_each(|other| file::remove(&dir.join(&other.path)));
             let cleared = others.and_then(|()| draft.clear_restored()).and_then(|()| draft.discard());
             if let Err(left) = cleared {
-                tracing::warn!(error = %left, dir = %dir.display(), "cannot remove what an unfinished restore has written");
+                tracing::warn!(
+                    name: "restore_leftover_remove_failed",
+                    error = %left, dir = %dir.display(),
+                    "cannot remove what an unfinished restore has written"
+                );
             }
             Err(error)
         }

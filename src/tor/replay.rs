@@ -96,7 +96,9 @@ impl ReplayLog {
             Ok(file) => (file.try_clone()?, Some(file)),
             Err(error) => {
                 tracing::warn!(
-                    %error, file = %path.display(), "cannot write to the replay log of an introduction point"
+                    name: "replay_log_open_failed",
+                    %error, file = %path.display(),
+                    "cannot write to the replay log of an introduction point"
                 );
                 match File::open(path) {
                     Ok(file) => (file, None),

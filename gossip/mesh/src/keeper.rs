@@ -261,7 +261,7 @@ impl Keeper {
         self.chitchat.abort();
         match begin(&self.config, incarnation, &self.adapter, &self.gate, [&self.changed, &self.stale]).await {
             Ok(chitchat) => {
-                warn!(incarnation, "gossip restarted under a new generation");
+                warn!(name: "gossip_restarted", incarnation, "gossip restarted under a new generation");
                 self.chitchat = chitchat;
                 self.incarnation = incarnation;
                 self.born = Instant::now();
@@ -272,7 +272,7 @@ impl Keeper {
                 self.own.restart.store(false, Ordering::Relaxed);
                 self.gate.count_restart();
             }
-            Err(error) => warn!(%error, "cannot restart gossip, will try again"),
+            Err(error) => warn!(name: "gossip_restart_failed", %error, "cannot restart gossip, will try again"),
         }
     }
 

@@ -204,9 +204,17 @@ impl LifeCycle {
             match why {
                 // Logged as info, because a node that has just joined is in this state until its
                 // first link.
-                Some(why @ Isolated::LacksRevocations { .. }) => tracing::info!(%why, "this node is isolated"),
-                Some(why) => tracing::warn!(%why, "this node is isolated: it does not publish, admit or rotate keys"),
-                None => tracing::info!("this node is no longer isolated"),
+                Some(why @ Isolated::LacksRevocations { .. }) => tracing::info!(
+                    name: "revocations_missing",
+                    %why,
+                    "this node is isolated"
+                ),
+                Some(why) => tracing::warn!(
+                    name: "isolated",
+                    %why,
+                    "this node is isolated: it does not publish, admit or rotate keys"
+                ),
+                None => tracing::info!(name: "isolation_ended", "this node is no longer isolated"),
             }
         }
         self.isolated = why;

@@ -282,7 +282,11 @@ impl Coordinator {
             Event::Record { origin, kind, bytes } => return self.apply_record(origin, kind, &bytes, now),
             Event::IntroPoints { service, points } => {
                 if let Err(error) = self.serve(service).set_points(points) {
-                    tracing::error!(%error, %service, "cannot announce our own intro points");
+                    tracing::error!(
+                        name: "points_announce_failed",
+                        %error, %service,
+                        "cannot announce our own intro points"
+                    );
                 }
             }
             Event::Ready { service, ready } => self.serve(service).set_ready(ready),
@@ -335,7 +339,7 @@ impl Coordinator {
 
     fn fold(&mut self, fold: impl FnOnce(&mut View) -> Result<Changes, RecordRejection>) -> Changes {
         fold(&mut self.view).unwrap_or_else(|rejection| {
-            tracing::warn!(%rejection, "a record of our own was rejected");
+            tracing::warn!(name: "own_record_rejected", %rejection, "a record of our own was rejected");
             Changes::default()
         })
     }
@@ -350,6 +354,7 @@ impl Coordinator {
             Err(rejection) => {
                 if rejection == RecordRejection::Old && self.view.refused().of(rejection.name()) == 1 {
                     tracing::warn!(
+                        name: "heartbeat_stale",
                         origin = %origin.short(),
                         "stale heartbeat: this machine's clock is fast, the origin's clock is slow, or an old record of a \
                          dead node is being replayed"

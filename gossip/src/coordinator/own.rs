@@ -167,6 +167,7 @@ impl Coordinator {
         }
         if self.speaker.adopt_seq(record.seq()) {
             tracing::warn!(
+                name: "own_record_newer",
                 "received a newer record of this node than it has made: its state is an old backup, or a second node has its key"
             );
             self.view.count_refusal(&RecordRejection::Own);

@@ -49,7 +49,11 @@ impl Coordinator {
     pub(super) fn follow_certificate(&mut self, now: Now, out: &mut Vec<Action>) -> Changes {
         let renewed = self.view.node(&self.me).map(|own| &own.member).filter(|member| **member != self.member);
         let Some(member) = renewed.cloned() else { return Changes::default() };
-        tracing::info!(expires = member.certificate.expires, "this node's membership was renewed");
+        tracing::info!(
+            name: "own_membership_renewed",
+            expires = member.certificate.expires,
+            "this node's membership was renewed"
+        );
         self.member = member;
         self.announce_card(now, out)
     }

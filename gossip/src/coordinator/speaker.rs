@@ -44,7 +44,11 @@ impl Speaker {
         match signed {
             Ok((bytes, record)) => Some((record, bytes)),
             Err(error) => {
-                tracing::error!(node = %self.node, %error, "cannot encode a record of our own");
+                tracing::error!(
+                    name: "own_record_encode_failed",
+                    node = %self.node, %error,
+                    "cannot encode a record of our own"
+                );
                 None
             }
         }

@@ -163,7 +163,7 @@ impl View {
         let name = known.and_then(|known| known.name.as_ref());
         if report.name.is_some() && report.name.as_ref() != name {
             let name = report.name.as_ref().map(NodeName::as_str);
-            tracing::info!(node = %report.node.short(), name, "a member has this name");
+            tracing::info!(name: "member_named", node = %report.node.short(), name, "a member has this name");
         }
         self.keep(report, now)
     }

@@ -121,7 +121,7 @@ impl Shell<StandInPlan> for StandInShell {
             Input::Count => Vec::new(),
             Input::Opened(unattended, Ok(handle)) => {
                 let (node, relay) = named(&unattended);
-                info!(%node, %relay, "standing in for a silent node at an introduction point");
+                info!(name: "stand_in_begun", %node, %relay, "standing in for a silent node at an introduction point");
                 let lost = unattended.clone();
                 let holder = jobs.spawn(async move { Input::Lost(lost, handle.lost().await) });
                 self.open.insert(unattended.clone(), holder);
@@ -134,7 +134,7 @@ impl Shell<StandInPlan> for StandInShell {
             }
             Input::Lost(unattended, why) => {
                 let (node, relay) = named(&unattended);
-                info!(%node, %relay, %why, "no longer standing in at an introduction point");
+                info!(name: "stand_in_ended", %node, %relay, %why, "no longer standing in at an introduction point");
                 self.open.remove(&unattended);
                 vec![Event::Lost(unattended)]
             }
@@ -182,7 +182,11 @@ impl StandInShell {
         self.seen.remove(unattended);
         if let Some(holder) = self.open.remove(unattended) {
             holder.abort();
-            info!(node = %unattended.node.short(), "gave up an introduction point of another node");
+            info!(
+                name: "stand_in_given_up",
+                node = %unattended.node.short(),
+                "gave up an introduction point of another node"
+            );
         }
     }
 }

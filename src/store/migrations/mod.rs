@@ -72,7 +72,11 @@ pub(super) fn run(dir: &Path) -> Result<(), StoreError> {
         }
     }
     if from < VERSION {
-        info!(from, to = VERSION, dir = %dir.display(), "the state directory was migrated to the version of this release");
+        info!(
+            name: "state_migrated",
+            from, to = VERSION, dir = %dir.display(),
+            "the state directory was migrated to the version of this release"
+        );
     }
     Ok(())
 }

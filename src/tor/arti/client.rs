@@ -121,6 +121,7 @@ pub(super) fn start(config: ArtiConfig) -> Result<Arc<Shared>, TorError> {
     let mut maker = Maker::new(&config)?;
     if maker.cache_is_held() {
         tracing::warn!(
+            name: "tor_cache_shared",
             cache = %maker.cache_dir.display(),
             "another Tor client has the cache open: until it ends, this one can only read what that one writes there"
         );
@@ -243,7 +244,11 @@ async fn connect(
                 Verdict::Wait => {
                     let (pause, why) = (RETRY.pause(failures), with_causes(&error));
                     failures = failures.saturating_add(1);
-                    tracing::warn!(error = %why, ?pause, "cannot connect to the Tor network, will try again");
+                    tracing::warn!(
+                        name: "tor_connect_failed",
+                        error = %why, ?pause,
+                        "cannot connect to the Tor network, will try again"
+                    );
                     bootstrap.send_modify(|state| state.message = format!("cannot connect yet, still trying: {error}"));
                     sleep(pause).await;
                     if error.kind() == ErrorKind::TorAccessFailed {
@@ -394,7 +399,7 @@ impl Shared {
 
     /// Stops the client because it cannot recover.
     fn fail(&self, why: &str) {
-        tracing::warn!(why, "giving up the Tor client");
+        tracing::warn!(name: "tor_client_given_up", why, "giving up the Tor client");
         self.stop(why);
     }
 

@@ -128,7 +128,11 @@ impl IntroductionReader {
             Ok(false) => return Err(IntroductionError::Replay),
             // The cell is remembered in memory. A full disk must not keep clients out.
             Err(error) => self.unwritten.log_limited(Instant::now(), |times| {
-                tracing::warn!(%error, times, "cannot write to the replay log of an introduction point");
+                tracing::warn!(
+                    name: "replay_log_write_failed",
+                    %error, times,
+                    "cannot write to the replay log of an introduction point"
+                );
             }),
         }
         let ClientRequest { payload, onion_key, capabilities } = ClientRequest::read(&plain)?;

@@ -169,7 +169,7 @@ impl Engine for ArtiEngine {
         // A client that has stopped has no circuits.
         let Ok(live) = self.shared.live() else { return };
         if let Err(error) = live.pool.retire_all_circuits() {
-            tracing::warn!(%error, "cannot give up the circuits that wait to be used");
+            tracing::warn!(name: "circuits_give_up_failed", %error, "cannot give up the circuits that wait to be used");
         }
     }
 }

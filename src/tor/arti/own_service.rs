@@ -102,7 +102,9 @@ async fn remove_old_state(shared: &Shared, nickname: &HsNickname) {
     match tokio::fs::remove_dir_all(&folder).await {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             tracing::warn!(
-                %error, folder = %folder.display(), "cannot remove obsolete state of the node's own service"
+                name: "own_service_cleanup_failed",
+                %error, folder = %folder.display(),
+                "cannot remove obsolete state of the node's own service"
             );
         }
         _ => {}

@@ -78,13 +78,21 @@ impl Salvage {
                 Ok(None) => continue,
                 Ok(Some(damage)) => damage,
                 Err(error) => {
-                    warn!(file = %path.display(), %error, "cannot check a file of Tor's, which stays as it is");
+                    warn!(
+                        name: "tor_file_check_failed",
+                        file = %path.display(), %error,
+                        "cannot check a file of Tor's, which stays as it is"
+                    );
                     continue;
                 }
             };
             match self.set_aside(&path) {
                 Ok(aside) => log_set_aside(&path, &aside, &damage),
-                Err(error) => warn!(file = %path.display(), %damage, %error, "cannot set a damaged file aside"),
+                Err(error) => warn!(
+                    name: "tor_file_aside_failed",
+                    file = %path.display(), %damage, %error,
+                    "cannot set a damaged file aside"
+                ),
             }
         }
     }
@@ -186,6 +194,7 @@ impl Salvage {
 
 fn log_set_aside(path: &Path, aside: &Path, error: &dyn std::fmt::Display) {
     warn!(
+        name: "tor_file_set_aside",
         file = %path.display(), aside = %aside.display(), %error,
         "a damaged file of Tor's is set aside: what was in it is fetched again"
     );
@@ -199,7 +208,11 @@ fn hopeless(error: &str, path: &Path) -> Verdict {
 }
 
 fn cannot(path: &Path, error: &io::Error) -> Verdict {
-    warn!(file = %path.display(), %error, "cannot set a damaged file aside, will try again");
+    warn!(
+        name: "tor_file_aside_retried",
+        file = %path.display(), %error,
+        "cannot set a damaged file aside, will try again"
+    );
     Verdict::Wait
 }
 

@@ -202,7 +202,11 @@ impl Drop for Interface {
         // By its number: another interface may have the name by now. The crate's own removal starts
         // programs that change the host's resolver, and leaves the interface if they fail.
         if let Err(error) = netlink::remove(self.index) {
-            warn!(%error, interface = self.name, "cannot remove the WireGuard interface: remove it with `ip link delete`");
+            warn!(
+                name: "kernel_wireguard_remove_failed",
+                %error, interface = self.name,
+                "cannot remove the WireGuard interface: remove it with `ip link delete`"
+            );
         }
     }
 }

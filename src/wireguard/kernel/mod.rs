@@ -78,7 +78,11 @@ impl Kernel {
         let listener = listen_soon(&interface, own)
             .await
             .map_err(|source| KernelError::Listen { name: interface.clone(), source })?;
-        info!(interface, port, "the kernel takes WireGuard packets at this port of all addresses");
+        info!(
+            name: "kernel_wireguard_on",
+            interface, port,
+            "the kernel takes WireGuard packets at this port of all addresses"
+        );
         let (arrivals, receiver) = mpsc::channel(ARRIVALS);
         tokio::spawn(attend(Arc::clone(&shared), listener, arrivals, counters));
         Ok((Self { me, interface, addresses: listens.to_vec(), shared, worker }, receiver))

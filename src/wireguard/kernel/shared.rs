@@ -105,7 +105,7 @@ impl Shared {
     /// Ends everything, for this reason.
     pub(super) fn fail(&self, why: &str) {
         if !self.has_stopped() {
-            warn!(why, "the kernel's WireGuard has failed");
+            warn!(name: "kernel_wireguard_failed", why, "the kernel's WireGuard has failed");
             self.stop();
         }
     }

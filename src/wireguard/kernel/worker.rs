@@ -49,7 +49,7 @@ impl Worker {
         };
         // Without a thread, the receiver yields nothing.
         if let Err(error) = thread::Builder::new().name("wireguard".into()).spawn(work) {
-            warn!(%error, "cannot start the thread of the kernel's WireGuard");
+            warn!(name: "kernel_wireguard_thread_failed", %error, "cannot start the thread of the kernel's WireGuard");
         }
         (Self { wake: Some(wake), ended: Mutex::new(ended) }, outcome)
     }
@@ -66,7 +66,10 @@ impl Drop for Worker {
         self.wake = None;
         // Else the process could end before the interface is gone.
         if self.ended.get_mut().recv_timeout(CALL_LIMIT) == Err(RecvTimeoutError::Timeout) {
-            warn!("the kernel does not answer: its WireGuard interface may be left over until the next start");
+            warn!(
+                name: "kernel_wireguard_silent",
+                "the kernel does not answer: its WireGuard interface may be left over until the next start"
+            );
         }
     }
 }
