@@ -532,7 +532,7 @@ fn alerts_leave_a_daemon_that_does_not_reach_tor_and_no_secret_is_logged() {
         .unwrap();
     daemon.configure(|text| {
         let alerts = format!(
-            "[alerts]\ncommand = [\"/bin/sh\", {script:?}, {out:?}, \"s3cret-argument\"]\nafter = \"300ms\"\ntimeout = \"2s\"\n\
+            "[alerts]\ncommand = [\"/bin/sh\", {script:?}, {out:?}, \"s3cret-argument\"]\nafter = \"300ms\"\ntimeout = \"5s\"\n\
              webhook = \"http://{hook}/s3cret-path\"\nwebhook_headers = \"headers\"\n"
         );
         text.replace("[alerts]\n", &alerts).replace("# level = \"info\"", "level = \"debug\"")
@@ -555,14 +555,15 @@ fn alerts_leave_a_daemon_that_does_not_reach_tor_and_no_secret_is_logged() {
     let text = String::from_utf8(tested.stdout).unwrap();
     assert!(
         tested.status.success() && text.contains("command: delivered") && text.contains("webhook: delivered"),
-        "{text}"
+        "{text}{}",
+        String::from_utf8_lossy(&tested.stderr)
     );
 
     fs::write(out.with_extension("hang"), "").unwrap();
     let tested = daemon.command(&["alert", "test"]);
     let text = String::from_utf8(tested.stderr).unwrap();
     assert_eq!(tested.status.code(), Some(1), "{text}");
-    assert!(text.contains("did not end within 2s and was killed") && text.contains("webhook: delivered"), "{text}");
+    assert!(text.contains("did not end within 5s and was killed") && text.contains("webhook: delivered"), "{text}");
     fs::set_permissions(&headers, fs::Permissions::from_mode(0o644)).unwrap();
     let text = String::from_utf8(daemon.command(&["alert", "test"]).stderr).unwrap();
     assert!(text.contains("other users may read the webhook's headers"), "{text}");

@@ -5,17 +5,25 @@ use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::error::StoreError;
 use super::{access, file};
 
 /// The lock file's name.
 pub(super) const NAME: &str = "lock";
+/// How long to wait for a lock that this very process has just released: a program that it is
+/// starting meanwhile holds a copy of the file until its `exec`.
+const RELEASING: Duration = Duration::from_secs(2);
+/// Pause between two attempts meanwhile.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Takes the lock, which is held until the returned file is closed.
 pub(super) fn take(dir: &Path) -> Result<File, StoreError> {
     let path = dir.join(NAME);
     let failed = |error| StoreError::io("lock", &path, error);
+    let begun = Instant::now();
     loop {
         let mut file = file::open_lock(&path).map_err(failed)?;
         let opened = file.metadata().map_err(failed)?;
@@ -23,7 +31,12 @@ pub(super) fn take(dir: &Path) -> Result<File, StoreError> {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                return Err(StoreError::Locked { dir: dir.to_owned(), process: process(&mut file) });
+                let process = process(&mut file);
+                if process == Some(std::process::id()) && begun.elapsed() < RELEASING {
+                    thread::sleep(PAUSE);
+                    continue;
+                }
+                return Err(StoreError::Locked { dir: dir.to_owned(), process });
             }
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
