@@ -122,7 +122,7 @@ struct SafeWriter<W>(W);
 impl<W: Write> Write for SafeWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if SAFE.load(Ordering::Relaxed) {
-            self.0.write_all(shortened(&String::from_utf8_lossy(bytes)).as_bytes())?;
+            self.0.write_all(shortened_between_colours(&String::from_utf8_lossy(bytes)).as_bytes())?;
         } else {
             self.0.write_all(bytes)?;
         }
@@ -132,6 +132,20 @@ impl<W: Write> Write for SafeWriter<W> {
     fn flush(&mut self) -> io::Result<()> {
         self.0.flush()
     }
+}
+
+/// The line with its texts shortened. An escape sequence for a colour ends in a letter, which would
+/// otherwise be taken for a part of what follows.
+fn shortened_between_colours(line: &str) -> String {
+    let mut parts = line.split('\u{1b}');
+    let mut shown = shortened(parts.next().unwrap_or_default());
+    for part in parts {
+        let (escape, text) = part.split_at(part.find('m').map_or(0, |at| at + 1));
+        shown.push('\u{1b}');
+        shown.push_str(escape);
+        shown.push_str(&shortened(text));
+    }
+    shown
 }
 
 /// Most lines of the log that are kept in memory, for a report.
@@ -326,6 +340,12 @@ mod tests {
         assert_eq!((&named["event"], &named["message"]), (&"peer_lost".into(), &"lost".into()));
         assert_eq!(named["peer"], "duckduck…");
         assert_eq!((other["event"].as_str(), &other["level"]), (None, &"WARN".into()));
+    }
+
+    #[test]
+    fn colours_hide_no_address() {
+        let line = "\u{1b}[3mpeer\u{1b}[0m\u{1b}[2m=\u{1b}[0m203.0.113.7:9 lost";
+        assert_eq!(shortened_between_colours(line), "\u{1b}[3mpeer\u{1b}[0m\u{1b}[2m=\u{1b}[0m(address) lost");
     }
 
     #[test]

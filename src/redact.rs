@@ -111,17 +111,31 @@ fn without_ip_addresses(text: &str) -> String {
 /// A run of hexadecimal digits, colons, dots and brackets without the address that it may be, with
 /// what surrounds the address.
 fn without_ip_address(run: &str) -> String {
-    let trimmed = run.trim_end_matches(['.', ':']);
-    let (core, end) = run.split_at(trimmed.len());
-    let inner = core.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let ends = |it: char| matches!(it, '.' | ':');
+    let candidates = [
+        run.trim_end_matches(ends),
+        run.trim_end_matches(ends).trim_start_matches(ends),
+        run.trim_start_matches('[').trim_end_matches(ends),
+        run.trim_matches(|it| ends(it) || matches!(it, '[' | ']')),
+    ];
+    for core in candidates {
+        if is_elsewhere(core)
+            && let Some((before, after)) = run.split_once(core)
+        {
+            return format!("{before}(address){after}");
+        }
+    }
+    run.to_owned()
+}
+
+/// Whether this is an address of another host, with or without brackets and a port.
+fn is_elsewhere(text: &str) -> bool {
     let parse = |text: &str| {
         let with_port = text.parse::<SocketAddr>().map(|address| address.ip());
         with_port.or_else(|_| text.parse::<IpAddr>()).ok()
     };
-    match (parse(core), inner.and_then(parse)) {
-        (Some(ip), _) | (None, Some(ip)) if !ip.is_loopback() && !ip.is_unspecified() => format!("(address){end}"),
-        _ => run.to_owned(),
-    }
+    let inner = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    parse(text).or_else(|| inner.and_then(parse)).is_some_and(|ip| !ip.is_loopback() && !ip.is_unspecified())
 }
 
 #[cfg(test)]
@@ -152,6 +166,8 @@ mod tests {
                 format!("{{\"peer\":\"{DUCK}\",\"at\":\"203.0.113.7:7440\"}}"),
                 "{\"peer\":\"duckduck…\",\"at\":\"(address)\"}",
             ),
+            ("listens=[203.0.113.7, 198.51.100.2]".into(), "listens=[(address), (address)]"),
+            ("[2001:db8::7, ::1]".into(), "[(address), ::1]"),
             ("join <master.onion> at 127.0.0.1:80".into(), "join <master.onion> at 127.0.0.1:80"),
             (
                 "2026-11-30T20:06:30.123456Z  INFO rustbalance: up".into(),

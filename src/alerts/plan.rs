@@ -99,6 +99,16 @@ enum Due {
     PublisherChanged,
 }
 
+impl Due {
+    /// What the alert is about: a node's address, or something else.
+    fn subject(&self) -> &str {
+        match self {
+            Self::Firing((_, subject)) | Self::Resolved((_, subject)) => subject,
+            Self::PublisherChanged => "",
+        }
+    }
+}
+
 /// The state of the alerts of one node.
 #[derive(Debug)]
 pub struct Plan {
@@ -109,8 +119,8 @@ pub struct Plan {
     serial: u64,
     episodes: BTreeMap<(ProblemKind, String), Episode>,
     succession: Succession,
-    /// When the alerts of the last hour were sent.
-    sent: VecDeque<Duration>,
+    /// When the alerts of the last hour were sent, and what each was about.
+    sent: VecDeque<(Duration, String)>,
     /// When an alert last said that others wait.
     summarized: Option<Duration>,
 }
@@ -133,7 +143,7 @@ impl Plan {
     pub fn observe(&mut self, seen: Observation<'_>, rules: &Rules, now: Now) -> Vec<Alert> {
         self.note_problems(seen.problems, rules, now);
         self.note_publisher(seen.publisher, rules, now);
-        while self.sent.front().is_some_and(|at| *at + HOUR <= now.mono) {
+        while self.sent.front().is_some_and(|(at, _)| *at + HOUR <= now.mono) {
             self.sent.pop_front();
         }
         if now.mono < self.started + rules.after * HELD_BACK {
@@ -141,6 +151,9 @@ impl Plan {
         }
         let (due, mut alerts) = (self.due(rules, now), Vec::new());
         for (done, due_now) in due.iter().enumerate() {
+            if self.has_had_its_share(due_now.subject(), rules) {
+                continue;
+            }
             let (room, waiting) = (rules.per_hour.saturating_sub(self.sent.len()), due.len() - done);
             let alert = match room {
                 0 => break,
@@ -148,9 +161,16 @@ impl Plan {
                 _ => self.alert(due_now, now),
             };
             alerts.extend(alert);
-            self.sent.push_back(now.mono);
+            self.sent.push_back((now.mono, due_now.subject().to_owned()));
         }
         alerts
+    }
+
+    /// Whether a quarter of what may be sent in an hour was about this node: a member whose
+    /// problems come and go must not use up what all others need.
+    fn has_had_its_share(&self, subject: &str, rules: &Rules) -> bool {
+        let share = (rules.per_hour / 4).max(2);
+        subject.ends_with(".onion") && self.sent.iter().filter(|(_, about)| about == subject).count() >= share
     }
 
     fn note_problems(&mut self, problems: &[Problem], rules: &Rules, now: Now) {

@@ -10,7 +10,7 @@ use crate::display::{bytes, plural, time};
 use crate::tor::ExportedCircuitId;
 
 /// Shows and closes the circuits on which clients reach this node. Each node has circuits and ids
-/// of its own: ask the node whose application has logged the id (`proxy_protocol` in [[port]]).
+/// of its own: ask the node whose application has logged the id (`proxy_protocol` in `[[port]]`).
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub(super) struct Options {

@@ -456,6 +456,9 @@ mod tests {
         let texts = problems(&status);
         assert!(texts[0].contains("web-2 (bbbbbbbb)") && texts[0].contains("make room"), "{texts:?}");
         assert!(texts[1].contains("zombie_mode") && texts.len() == 2, "{texts:?}");
+        // A hostile member names what only this node can find.
+        status.members[1].problems = vec!["token_overdrawn".into(), "node_lost".into()];
+        assert!(status.find_problems().iter().all(|problem| problem.kind == ProblemKind::MemberUnwell));
         // A member of an earlier version reports nothing.
         for (phase, kind) in [(Condition::Unhealthy, "target"), (Condition::Draining, "drains")] {
             let mut status = well();

@@ -294,9 +294,23 @@ fn reported(member: &MemberStatus) -> Vec<Problem> {
     codes.map(|code| problem_of_member(member, code)).collect()
 }
 
+/// The kinds that a node reports of itself. A hostile member may name any kind; another one proves
+/// nothing about the cluster.
+const REPORTED: [ProblemKind; 8] = [
+    ProblemKind::TorNotReady,
+    ProblemKind::ClockOff,
+    ProblemKind::Isolated,
+    ProblemKind::Draining,
+    ProblemKind::DiskFull,
+    ProblemKind::FewOpenFiles,
+    ProblemKind::WireguardDown,
+    ProblemKind::TargetDown,
+];
+
 /// The problem that `code` names, of another member. What to do is to be done there.
 fn problem_of_member(member: &MemberStatus, code: &str) -> Problem {
-    let (node, kind) = (member.label(), code.parse().unwrap_or(ProblemKind::MemberUnwell));
+    let kind = code.parse().ok().filter(|kind| REPORTED.contains(kind)).unwrap_or(ProblemKind::MemberUnwell);
+    let node = member.label();
     let what = match kind {
         ProblemKind::TargetDown => "the target of a port does not answer: look at the application on its host",
         ProblemKind::Draining => "it drains, and takes no new clients until `rustbalance resume` there",

@@ -172,7 +172,9 @@ impl CanaryHost for CanaryInputs {
             }
             Repair::RebuildCircuits => {
                 self.engine.renew_circuits();
-                services.values().all(|service| service.repairs.points.try_send(PointRepair::Reopen).is_ok())
+                let reopen = |points: &mpsc::Sender<PointRepair>| points.try_send(PointRepair::Reopen).is_ok();
+                // Each is asked, whether the others take it or not.
+                services.values().filter(|service| !reopen(&service.repairs.points)).count() == 0
             }
             Repair::Exit => true,
         };

@@ -189,12 +189,19 @@ impl Connector {
     }
 
     /// The addresses of a name, all of them private.
-    async fn addresses(&self, name: &HostName, lookup: &Lookup) -> io::Result<Vec<IpAddr>> {
-        let mut answer = lookup.lock().await;
+    async fn addresses(&self, name: &HostName, lookup: &Arc<Lookup>) -> io::Result<Vec<IpAddr>> {
+        let mut answer = Arc::clone(lookup).lock_owned().await;
         if !answer.as_ref().is_some_and(Answer::holds) {
-            let found = self.inner.resolver.look_up(name).await;
-            let addresses = found.map_err(|error| error.to_string()).and_then(|all| private_only(name, all));
-            *answer = Some(Answer { at: Instant::now(), addresses, doubtful: false });
+            // In a task of its own, which keeps the lock: a caller that gives up must neither lose
+            // the answer nor have another lookup begin beside this one.
+            let (inner, name) = (Arc::clone(&self.inner), name.clone());
+            let looking = tokio::spawn(async move {
+                let found = inner.resolver.look_up(&name).await;
+                let addresses = found.map_err(|error| error.to_string()).and_then(|all| private_only(&name, all));
+                *answer = Some(Answer { at: Instant::now(), addresses, doubtful: false });
+                answer
+            });
+            answer = looking.await.map_err(io::Error::other)?;
         }
         match answer.as_ref().map(|answer| &answer.addresses) {
             Some(Ok(addresses)) => Ok(addresses.clone()),
@@ -296,7 +303,7 @@ mod tests {
 
     async fn refusal(addresses: &[&str]) -> String {
         let (connector, _) = resolving(addresses);
-        let lookup = Lookup::default();
+        let lookup = Arc::<Lookup>::default();
         connector.addresses(&HostName::parse("web").unwrap(), &lookup).await.unwrap_err().to_string()
     }
 
@@ -308,14 +315,14 @@ mod tests {
         }
         assert!(refusal(&[]).await.contains("no address"));
         let (connector, _) = resolving(&["10.0.0.7", "fd00::7"]);
-        let all = connector.addresses(&HostName::parse("web").unwrap(), &Lookup::default()).await.unwrap();
+        let all = connector.addresses(&HostName::parse("web").unwrap(), &Arc::default()).await.unwrap();
         assert_eq!(all.len(), 2);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_name_is_looked_up_again_after_a_minute_and_soon_after_a_failure() {
         let (connector, asked) = resolving(&["10.0.0.7"]);
-        let (name, lookup) = (HostName::parse("web").unwrap(), Lookup::default());
+        let (name, lookup) = (HostName::parse("web").unwrap(), Arc::<Lookup>::default());
         let after = async |pause: u64| {
             tokio::time::sleep(Duration::from_secs(pause)).await;
             connector.addresses(&name, &lookup).await.unwrap();

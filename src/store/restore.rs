@@ -10,7 +10,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::lchown;
 use std::path::Path;
 
 use rustbalance_gossip::codec;
@@ -153,7 +153,8 @@ pub fn force_restored(dir: &Path) -> Result<bool, StoreError> {
         codec::decode(payload, kind.max_payload()).map_err(|error| StoreError::content(&path, kind, error))?;
     file::replace(&path, &file::encode(kind, cluster, &encode(RestoredMark { forced: true, ..mark })?))?;
     if owner != pwd_grp::geteuid() {
-        chown(&path, Some(owner), None).map_err(|error| StoreError::io("change the owner of", &path, error))?;
+        // Not through a link: the owner of the directory may have put one there meanwhile.
+        lchown(&path, Some(owner), None).map_err(|error| StoreError::io("change the owner of", &path, error))?;
     }
     Ok(true)
 }

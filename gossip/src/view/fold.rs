@@ -163,7 +163,13 @@ impl View {
         let name = known.and_then(|known| known.name.as_ref());
         if report.name.is_some() && report.name.as_ref() != name {
             let name = report.name.as_ref().map(NodeName::as_str);
-            tracing::info!(name: "member_named", node = %report.node.short(), name, "a member has this name");
+            match known {
+                None => {
+                    tracing::info!(name: "member_named", node = %report.node.short(), name, "a member has this name");
+                }
+                // A hostile member may change it with each record.
+                Some(_) => tracing::debug!(node = %report.node.short(), name, "a member has another name"),
+            }
         }
         self.keep(report, now)
     }

@@ -181,6 +181,22 @@ fn beyond_the_limit_alerts_wait_and_one_says_how_many() {
 }
 
 #[test]
+fn a_node_whose_problems_come_and_go_leaves_room_for_those_of_others() {
+    let mut node = Watched::settled(Rules { per_hour: 8, repeat: None, ..rules() });
+    let hostile = "h.onion";
+    let mut about_it = 0;
+    for _ in 0..10 {
+        node.problems = vec![problem(ProblemKind::DiskFull, hostile)];
+        about_it += node.pass(AFTER + 1).len();
+        node.problems.clear();
+        about_it += node.pass(AFTER + 1).len();
+    }
+    assert_eq!(about_it, 2, "a quarter of eight");
+    node.problems = vec![problem(ProblemKind::NodeLost, "b.onion")];
+    assert_eq!(node.pass(AFTER + 1).len(), 1);
+}
+
+#[test]
 fn the_summary_counts_what_waits() {
     let mut node = Watched::settled(Rules { per_hour: 2, ..rules() });
     node.problems = (0..9).map(|at| problem(ProblemKind::TokenOverdrawn, &at.to_string())).collect();
