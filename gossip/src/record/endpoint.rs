@@ -2,8 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::own::within;
-use super::{NodeRecord, OutOfBounds};
 use crate::bytes::VarBytes;
 use crate::id::{ClusterId, NodeId};
 use crate::signed::Statement;
@@ -31,22 +29,4 @@ impl Endpoint {
 impl Statement for Endpoint {
     const CONTEXT: &'static str = "rustbalance record endpoint";
     const MAX_SIZE: usize = 1024;
-}
-
-impl NodeRecord for Endpoint {
-    fn cluster(&self) -> ClusterId {
-        self.cluster
-    }
-
-    fn node(&self) -> NodeId {
-        self.node
-    }
-
-    fn seq(&self) -> u64 {
-        self.seq
-    }
-
-    fn check_bounds(&self) -> Result<(), OutOfBounds> {
-        within(self.sealed.0.len() <= Self::MAX_SEALED, "sealed endpoint")
-    }
 }

@@ -1,8 +1,8 @@
 //! The traits of a node's own records, and the bounds of their fields.
 
 use super::{
-    Heartbeat, IntroPoint, IntroPoints, Lease, MAX_INTRO_POINTS, MAX_SPECIFIED, MAX_SUBPROTOCOLS, NodeCard, PeriodId,
-    Publication,
+    Endpoint, Heartbeat, IntroPoint, IntroPoints, Lease, MAX_INTRO_POINTS, MAX_SPECIFIED, MAX_SUBPROTOCOLS, NodeCard,
+    NodeReport, PeriodId, Publication,
 };
 use crate::address::mesh_address;
 use crate::id::{ClusterId, NodeId, ServiceId};
@@ -96,6 +96,11 @@ node_record! {
     };
     Lease, holder, |_lease| Ok(());
     Publication, node, |publication| check_publication(publication);
+    Endpoint, node, |endpoint| within(endpoint.sealed.0.len() <= Endpoint::MAX_SEALED, "sealed endpoint");
+    NodeReport, node, |report| {
+        let rising = report.problems.is_sorted_by(|a, b| a < b);
+        within(rising && report.problems.len() <= NodeReport::MAX_PROBLEMS, "problems")
+    };
 }
 
 pub(super) fn within(condition: bool, what: &'static str) -> Result<(), OutOfBounds> {

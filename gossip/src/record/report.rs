@@ -5,8 +5,6 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::own::within;
-use super::{NodeRecord, OutOfBounds};
 use crate::id::{ClusterId, NodeId};
 use crate::signed::Statement;
 
@@ -35,24 +33,6 @@ impl NodeReport {
 impl Statement for NodeReport {
     const CONTEXT: &'static str = "rustbalance record report";
     const MAX_SIZE: usize = 1024;
-}
-
-impl NodeRecord for NodeReport {
-    fn cluster(&self) -> ClusterId {
-        self.cluster
-    }
-
-    fn node(&self) -> NodeId {
-        self.node
-    }
-
-    fn seq(&self) -> u64 {
-        self.seq
-    }
-
-    fn check_bounds(&self) -> Result<(), OutOfBounds> {
-        within(self.problems.is_sorted_by(|a, b| a < b) && self.problems.len() <= Self::MAX_PROBLEMS, "problems")
-    }
 }
 
 /// A text is not a [`NodeName`] or not a [`ProblemCode`]: says what would be.
@@ -141,7 +121,7 @@ plain_text! {
 mod tests {
     use super::*;
     use crate::codec;
-    use crate::record::Role;
+    use crate::record::{NodeRecord, Role};
     use crate::sim::Founder;
 
     fn codes(texts: &[&str]) -> Vec<ProblemCode> {
