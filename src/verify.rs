@@ -13,7 +13,8 @@ use rustbalance_gossip::id::ServiceId;
 use rustbalance_gossip::record::PeriodId;
 use serde::Serialize;
 
-use crate::tor::{Directory, Engine, Period, TorError, descriptor};
+use crate::tor::descriptor::{self, PublicReading};
+use crate::tor::{Directory, Engine, Period, TorError};
 
 /// Most directories that are asked at once.
 const AT_ONCE: usize = 8;
@@ -140,14 +141,11 @@ async fn ask(
 }
 
 fn read(text: &str, service: ServiceId, period: PeriodId) -> Answer {
-    let (now, bytes) = (SystemTime::now(), text.len());
-    match descriptor::read(text, service, period, now) {
-        Ok(content) => Answer::Descriptor { revision: content.revision, bytes, points: Some(content.points.len()) },
-        // Only authorized clients may be able to decrypt it.
-        Err(unreadable) => match descriptor::read_revision(text, service, period, now) {
-            Ok(revision) => Answer::Descriptor { revision, bytes, points: None },
-            Err(_) => Answer::Invalid { reason: unreadable.to_string() },
-        },
+    match descriptor::read_public(text, service, period, SystemTime::now()) {
+        Ok(PublicReading { revision, points }) => {
+            Answer::Descriptor { revision, bytes: text.len(), points: points.map(|points| points.len()) }
+        }
+        Err(error) => Answer::Invalid { reason: error.to_string() },
     }
 }
 

@@ -14,7 +14,7 @@ use tracing::{debug, info, warn};
 use super::plan::{Action, DesiredContent, Event, OtherPublisher, Outcome, PublishPlan, Reading};
 use crate::clock::Clock;
 use crate::drive::{Driver, JobPanicked, Jobs, Shell};
-use crate::tor::descriptor::{self, DescriptorContent, PeriodCredentials};
+use crate::tor::descriptor::{self, DescriptorContent, PeriodCredentials, PublicReading};
 use crate::tor::{Directory, Engine, Period, TorError};
 
 /// Time limit for one upload, including the circuit that may have to be built and the directory's
@@ -382,17 +382,10 @@ impl PublisherShell {
 
 /// Reads a descriptor that a directory returned.
 fn reading(text: &str, service: ServiceId, period: PeriodId, ours: bool) -> Result<Reading, String> {
-    let now = SystemTime::now();
-    match descriptor::read(text, service, period, now) {
-        Ok(content) => {
-            let points = content.points.iter().map(|point| point.session_key).collect();
-            Ok(Reading { revision: content.revision, ours, points: Some(points) })
-        }
-        // Only authorized clients may be able to read its inner layers.
-        Err(unreadable) => descriptor::read_revision(text, service, period, now)
-            .map(|revision| Reading { revision, ours, points: None })
-            .map_err(|_| unreadable.to_string()),
-    }
+    let PublicReading { revision, points } =
+        descriptor::read_public(text, service, period, SystemTime::now()).map_err(|error| error.to_string())?;
+    let points = points.map(|points| points.iter().map(|point| point.session_key).collect());
+    Ok(Reading { revision, ours, points })
 }
 
 #[cfg(test)]

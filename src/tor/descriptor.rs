@@ -231,6 +231,35 @@ pub fn read_revision(text: &str, service: ServiceId, period: PeriodId, now: Syst
         .ok_or_else(|| TorError::Invalid(format!("a descriptor of {service} has no revision"), None))
 }
 
+/// A descriptor as any client sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublicReading {
+    /// Its revision.
+    pub revision: u64,
+    /// Its introduction points; `None` if only authorized clients can decrypt them.
+    pub points: Option<Vec<IntroPoint>>,
+}
+
+/// Reads a descriptor as [`read`] does, or its outer layer alone if only authorized clients can
+/// decrypt the rest.
+///
+/// # Errors
+/// That of [`read`], if the outer layer is not valid either.
+pub fn read_public(
+    text: &str,
+    service: ServiceId,
+    period: PeriodId,
+    now: SystemTime,
+) -> Result<PublicReading, TorError> {
+    match read(text, service, period, now) {
+        Ok(content) => Ok(PublicReading { revision: content.revision, points: Some(content.points) }),
+        Err(unreadable) => match read_revision(text, service, period, now) {
+            Ok(revision) => Ok(PublicReading { revision, points: None }),
+            Err(_) => Err(unreadable),
+        },
+    }
+}
+
 /// Checks that this point can be part of a descriptor: its link specifiers are well-formed, within
 /// bounds and name the same relay as the point, and its keys are valid.
 pub fn check_point(point: &IntroPoint) -> Result<(), TorError> {
