@@ -4,18 +4,17 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
 use tokio::time::{Instant, timeout};
 
 use super::output::{Paint, print_line};
-use super::progress::{Progress, bootstrap};
+use super::progress::Progress;
+use super::temporary_tor::with_tor;
 use super::{Context, FAILED};
 use crate::config::Config;
 use crate::display::plural;
 use crate::node::{Finding, Severity, check};
-use crate::tor::arti::{ArtiConfig, ArtiEngine};
 
 /// Time limit for reaching Tor. A first connection takes 10 to 60 s.
 const NETWORK_LIMIT: Duration = Duration::from_secs(180);
@@ -87,7 +86,7 @@ pub(super) fn view(findings: &[Finding], paint: Paint) -> String {
 async fn network(config: &Config) -> Finding {
     let begun = Instant::now();
     let mut progress = Progress::new();
-    let connected = timeout(NETWORK_LIMIT, connect(config, &mut progress)).await;
+    let connected = timeout(NETWORK_LIMIT, with_tor(config.arti.clone(), &mut progress, async |_, _| Ok(()))).await;
     drop(progress);
     let outcome = connected.unwrap_or_else(|_| {
         Err(anyhow::anyhow!(
@@ -100,15 +99,6 @@ async fn network(config: &Config) -> Finding {
         Ok(()) => Finding::fine("network", format!("Tor was reached within {} s", begun.elapsed().as_secs() + 1)),
         Err(error) => Finding::problem("network", "Tor was not reached", format!("{error:#}")),
     }
-}
-
-async fn connect(config: &Config, progress: &mut Progress) -> anyhow::Result<()> {
-    let folder = tempfile::Builder::new().prefix("rustbalance-check-").tempdir().context("no temporary directory")?;
-    let (state_dir, cache_dir) = (folder.path().join("state"), folder.path().join("cache"));
-    let engine = ArtiEngine::start(ArtiConfig { toml: config.arti.clone(), state_dir, cache_dir })?;
-    let outcome = bootstrap(&engine, progress).await;
-    engine.shutdown().await;
-    outcome
 }
 
 #[cfg(test)]

@@ -47,6 +47,7 @@ mod signals;
 mod status;
 mod status_view;
 mod targets;
+mod temporary_tor;
 mod vanity;
 mod vanity_view;
 mod verify;

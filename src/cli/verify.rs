@@ -4,16 +4,16 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use clap::Args;
 use rustbalance_gossip::id::{OnionAddress, ServiceId};
 
 use super::output::{Paint, print_line};
-use super::progress::{Progress, bootstrap};
+use super::progress::Progress;
 use super::status_view::{section, table};
+use super::temporary_tor::with_tor;
 use super::{Context, FAILED};
 use crate::config;
-use crate::tor::arti::{ArtiConfig, ArtiEngine};
+use crate::tor::arti::ArtiEngine;
 use crate::verify::{Answer, DirectoryFinding, Findings, PeriodFindings, verify};
 
 /// How long one directory may take, its circuit included.
@@ -52,18 +52,11 @@ pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Resu
 }
 
 async fn ask(service: ServiceId, arti: String) -> anyhow::Result<Findings> {
-    let folder = tempfile::Builder::new().prefix("rustbalance-verify-").tempdir().context("no temporary directory")?;
-    let (state_dir, cache_dir) = (folder.path().join("state"), folder.path().join("cache"));
-    let engine = ArtiEngine::start(ArtiConfig { toml: arti, state_dir, cache_dir })?;
-    let mut progress = Progress::new();
-    let outcome = async {
-        bootstrap(&engine, &mut progress).await?;
+    let asking = async |engine: &ArtiEngine, progress: &mut Progress| {
         progress.step("asking the directories", None);
-        anyhow::Ok(verify(&*engine, service, DIRECTORY_LIMIT).await?)
+        Ok(verify(engine, service, DIRECTORY_LIMIT).await?)
     };
-    let outcome = outcome.await;
-    engine.shutdown().await;
-    outcome
+    with_tor(arti, &mut Progress::new(), asking).await
 }
 
 /// The verdict, and a table for each period; ends with a newline.
