@@ -122,7 +122,7 @@ struct SafeWriter<W>(W);
 impl<W: Write> Write for SafeWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if SAFE.load(Ordering::Relaxed) {
-            self.0.write_all(shortened_between_colours(&String::from_utf8_lossy(bytes)).as_bytes())?;
+            self.0.write_all(shortened_between_escapes(&String::from_utf8_lossy(bytes)).as_bytes())?;
         } else {
             self.0.write_all(bytes)?;
         }
@@ -134,17 +134,23 @@ impl<W: Write> Write for SafeWriter<W> {
     }
 }
 
-/// The line with its texts shortened. An escape sequence for a colour ends in a letter, which would
-/// otherwise be taken for a part of what follows.
-fn shortened_between_colours(line: &str) -> String {
-    let mut parts = line.split('\u{1b}');
-    let mut shown = shortened(parts.next().unwrap_or_default());
-    for part in parts {
-        let (escape, text) = part.split_at(part.find('m').map_or(0, |at| at + 1));
-        shown.push('\u{1b}');
-        shown.push_str(escape);
+/// The line with its texts shortened. An escape sequence, for a colour or in JSON, ends in a
+/// letter, which would otherwise be taken for a part of what follows.
+fn shortened_between_escapes(line: &str) -> String {
+    let mut shown = String::with_capacity(line.len());
+    let mut rest = line;
+    while let Some(start) = rest.find(['\u{1b}', '\\']) {
+        let (text, from) = rest.split_at(start);
+        let length = match from.strip_prefix('\\') {
+            Some(escaped) => 1 + escaped.chars().next().map_or(0, char::len_utf8),
+            None => from.find('m').map_or(1, |end| end + 1),
+        };
+        let (escape, after) = from.split_at(length);
         shown.push_str(&shortened(text));
+        shown.push_str(escape);
+        rest = after;
     }
+    shown.push_str(&shortened(rest));
     shown
 }
 
@@ -343,9 +349,11 @@ mod tests {
     }
 
     #[test]
-    fn colours_hide_no_address() {
+    fn escapes_hide_no_address() {
+        let json = format!(r#"{{"error":"failed\n203.0.113.7:9\t{}\\end"}}"#, "d".repeat(56));
+        assert_eq!(shortened_between_escapes(&json), r#"{"error":"failed\n(address)\tdddddddd…\\end"}"#);
         let line = "\u{1b}[3mpeer\u{1b}[0m\u{1b}[2m=\u{1b}[0m203.0.113.7:9 lost";
-        assert_eq!(shortened_between_colours(line), "\u{1b}[3mpeer\u{1b}[0m\u{1b}[2m=\u{1b}[0m(address) lost");
+        assert_eq!(shortened_between_escapes(line), "\u{1b}[3mpeer\u{1b}[0m\u{1b}[2m=\u{1b}[0m(address) lost");
     }
 
     #[test]

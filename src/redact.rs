@@ -98,10 +98,16 @@ fn without_ip_addresses(text: &str) -> String {
     while let Some(start) = rest.find(in_address) {
         let (before, from) = rest.split_at(start);
         let (run, after) = from.split_at(from.find(|it| !in_address(it)).unwrap_or(from.len()));
-        // A letter of a longer term begins no address.
-        let is_inside = before.ends_with(|it: char| it.is_ascii_alphanumeric());
         shown.push_str(before);
-        shown.push_str(&if is_inside { run.to_owned() } else { without_ip_address(run) });
+        // A letter of a longer term begins no address, but one may follow a colon behind the term.
+        let behind = if before.ends_with(|it: char| it.is_ascii_alphanumeric()) {
+            run.trim_start_matches(|it| !matches!(it, ':' | '.')).trim_start_matches([':', '.'])
+        } else {
+            run
+        };
+        let (term, address) = run.split_at(run.len() - behind.len());
+        shown.push_str(term);
+        shown.push_str(&without_ip_address(address));
         rest = after;
     }
     shown.push_str(rest);
@@ -167,6 +173,8 @@ mod tests {
                 "{\"peer\":\"duckduck…\",\"at\":\"(address)\"}",
             ),
             ("listens=[203.0.113.7, 198.51.100.2]".into(), "listens=[(address), (address)]"),
+            ("endpoint:203.0.113.7:51820 tcp:203.0.113.7".into(), "endpoint:(address) tcp:(address)"),
+            ("rustbalance::add v0.1.0 at:2001:db8::7".into(), "rustbalance::add v0.1.0 at:(address)"),
             ("[2001:db8::7, ::1]".into(), "[(address), ::1]"),
             ("join <master.onion> at 127.0.0.1:80".into(), "join <master.onion> at 127.0.0.1:80"),
             (
