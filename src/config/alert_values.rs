@@ -5,18 +5,8 @@ use std::ops::RangeFull;
 
 use toml::de::DeValue;
 
-use super::keys::{Refused, Value, quoted};
+use super::keys::{Refused, Value, quoted, quoted_list, texts};
 use crate::alerts::{AlertEvent, Argv, Webhook};
-
-fn list<'a>(entries: impl IntoIterator<Item = &'a str>) -> String {
-    let entries: Vec<_> = entries.into_iter().map(quoted).collect();
-    format!("[{}]", entries.join(", "))
-}
-
-/// The texts of a list; `None` if it is something else.
-fn texts(value: &DeValue<'_>) -> Option<Vec<String>> {
-    value.as_array()?.iter().map(|item| Some(item.get_ref().as_str()?.to_owned())).collect()
-}
 
 /// A program with its arguments. Messages leave the arguments out, because they may be secret.
 impl Value for Argv {
@@ -30,15 +20,11 @@ impl Value for Argv {
     }
 
     fn show(&self) -> String {
-        list(self.entries().iter().map(String::as_str))
+        quoted_list(self.entries())
     }
 
     fn logged(&self) -> String {
         quoted(self.program())
-    }
-
-    fn allowed(_allowed: &RangeFull) -> Option<String> {
-        None
     }
 
     #[cfg(test)]
@@ -63,10 +49,6 @@ impl Value for Webhook {
         self.shown().into()
     }
 
-    fn allowed(_allowed: &RangeFull) -> Option<String> {
-        None
-    }
-
     #[cfg(test)]
     fn another(&self, _allowed: &RangeFull) -> Self {
         format!("{}a", self.url()).parse().unwrap()
@@ -86,11 +68,7 @@ impl Value for BTreeSet<AlertEvent> {
     }
 
     fn show(&self) -> String {
-        list(self.iter().map(|event| event.name()))
-    }
-
-    fn allowed(_allowed: &RangeFull) -> Option<String> {
-        None
+        quoted_list(self.iter().map(|event| event.name()))
     }
 
     #[cfg(test)]

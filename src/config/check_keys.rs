@@ -4,7 +4,7 @@ use std::ops::{RangeFull, RangeInclusive};
 
 use toml::de::DeValue;
 
-use super::keys::{Refused, Value, quoted};
+use super::keys::{Refused, Value, quoted, quoted_list, texts};
 use crate::proxy::{CheckKind, ExpectedHeader, HeaderLine, Pin, StatusRange};
 
 /// Most headers in one list.
@@ -34,10 +34,6 @@ impl Value for String {
         }
     }
 
-    fn allowed(_allowed: &Self::Allowed) -> Option<String> {
-        None
-    }
-
     #[cfg(test)]
     fn another(&self, _allowed: &Self::Allowed) -> Self {
         format!("{self}x")
@@ -64,10 +60,6 @@ impl Value for CheckKind {
         })
     }
 
-    fn allowed(_allowed: &RangeFull) -> Option<String> {
-        None
-    }
-
     #[cfg(test)]
     fn another(&self, _allowed: &RangeFull) -> Self {
         if *self == Self::Http { Self::Connect } else { Self::Http }
@@ -86,10 +78,6 @@ impl Value for StatusRange {
 
     fn show(&self) -> String {
         quoted(&self.to_string())
-    }
-
-    fn allowed(_allowed: &RangeFull) -> Option<String> {
-        None
     }
 
     #[cfg(test)]
@@ -113,10 +101,6 @@ impl Value for Pin {
         quoted(&self.to_string())
     }
 
-    fn allowed(_allowed: &RangeFull) -> Option<String> {
-        None
-    }
-
     #[cfg(test)]
     fn another(&self, _allowed: &RangeFull) -> Self {
         Self::Spki([0x77; 32])
@@ -126,14 +110,8 @@ impl Value for Pin {
 /// Reads a list of texts.
 fn list<T: std::str::FromStr<Err = String>>(value: &DeValue<'_>) -> Result<Vec<T>, Refused> {
     let why = || Refused::Instead("a list of texts, as in [\"Name: value\"]".into());
-    let items = value.as_array().filter(|items| items.len() <= MOST_HEADERS).ok_or_else(why)?;
-    let read = |text: &str| text.parse().map_err(Refused::Because);
-    items.iter().map(|item| item.get_ref().as_str().ok_or_else(why).and_then(read)).collect()
-}
-
-fn shown<T: ToString>(items: &[T]) -> String {
-    let items: Vec<_> = items.iter().map(|item| quoted(&item.to_string())).collect();
-    format!("[{}]", items.join(", "))
+    let items = texts(value).filter(|items| items.len() <= MOST_HEADERS).ok_or_else(why)?;
+    items.iter().map(|text| text.parse().map_err(Refused::Because)).collect()
 }
 
 impl Value for Vec<HeaderLine> {
@@ -144,16 +122,12 @@ impl Value for Vec<HeaderLine> {
     }
 
     fn show(&self) -> String {
-        shown(self)
+        quoted_list(self)
     }
 
     /// The names alone: a value may be a password.
     fn logged(&self) -> String {
-        shown(&self.iter().map(|header| format!("{header:?}")).collect::<Vec<_>>())
-    }
-
-    fn allowed(_allowed: &RangeFull) -> Option<String> {
-        None
+        quoted_list(self.iter().map(|header| format!("{header:?}")))
     }
 
     #[cfg(test)]
@@ -170,11 +144,7 @@ impl Value for Vec<ExpectedHeader> {
     }
 
     fn show(&self) -> String {
-        shown(self)
-    }
-
-    fn allowed(_allowed: &RangeFull) -> Option<String> {
-        None
+        quoted_list(self)
     }
 
     #[cfg(test)]

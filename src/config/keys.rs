@@ -98,7 +98,9 @@ pub(super) trait Value: Clone + PartialEq {
         self.show()
     }
     /// The allowed values, for a person; `None` if the default or the meaning shows them.
-    fn allowed(allowed: &Self::Allowed) -> Option<String>;
+    fn allowed(_allowed: &Self::Allowed) -> Option<String> {
+        None
+    }
     /// Another value, if there is one.
     #[cfg(test)]
     fn another(&self, allowed: &Self::Allowed) -> Self;
@@ -227,10 +229,6 @@ impl Value for PathBuf {
         quoted(&self.display().to_string())
     }
 
-    fn allowed(_allowed: &RangeFull) -> Option<String> {
-        None
-    }
-
     #[cfg(test)]
     fn another(&self, _allowed: &RangeFull) -> Self {
         self.join("another")
@@ -253,10 +251,6 @@ impl Value for ServiceId {
         "of another address".into()
     }
 
-    fn allowed(_allowed: &RangeFull) -> Option<String> {
-        None
-    }
-
     #[cfg(test)]
     fn another(&self, _allowed: &RangeFull) -> Self {
         Self::from_public_key([0x77; 32])
@@ -273,10 +267,6 @@ impl Value for Target {
 
     fn show(&self) -> String {
         quoted(&self.to_string())
-    }
-
-    fn allowed(_allowed: &RangeFull) -> Option<String> {
-        None
     }
 
     #[cfg(test)]
@@ -296,10 +286,6 @@ impl Value for SocketAddr {
 
     fn show(&self) -> String {
         quoted(&self.to_string())
-    }
-
-    fn allowed(_allowed: &RangeFull) -> Option<String> {
-        None
     }
 
     #[cfg(test)]
@@ -326,12 +312,7 @@ impl Value for Vec<SocketAddr> {
     }
 
     fn show(&self) -> String {
-        let shown: Vec<_> = self.iter().map(|address| quoted(&address.to_string())).collect();
-        format!("[{}]", shown.join(", "))
-    }
-
-    fn allowed(_allowed: &RangeFull) -> Option<String> {
-        None
+        quoted_list(self)
     }
 
     #[cfg(test)]
@@ -386,10 +367,6 @@ impl Value for WireguardDevice {
         }
     }
 
-    fn allowed(_allowed: &RangeFull) -> Option<String> {
-        None
-    }
-
     #[cfg(test)]
     fn another(&self, _allowed: &RangeFull) -> Self {
         match self {
@@ -417,10 +394,6 @@ impl Value for ProxyProtocol {
         }
     }
 
-    fn allowed(_allowed: &RangeFull) -> Option<String> {
-        None
-    }
-
     #[cfg(test)]
     fn another(&self, _allowed: &RangeFull) -> Self {
         match self {
@@ -442,10 +415,6 @@ impl Value for LogLevel {
         quoted(self.name())
     }
 
-    fn allowed(_allowed: &RangeFull) -> Option<String> {
-        None
-    }
-
     #[cfg(test)]
     fn another(&self, _allowed: &RangeFull) -> Self {
         if *self == Self::Info { Self::Debug } else { Self::Info }
@@ -455,6 +424,17 @@ impl Value for LogLevel {
 /// A text as a TOML string: a path may contain quotes and backslashes.
 pub(super) fn quoted(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
+}
+
+/// Texts as a TOML array.
+pub(super) fn quoted_list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
+    let items: Vec<_> = items.into_iter().map(|item| quoted(&item.to_string())).collect();
+    format!("[{}]", items.join(", "))
+}
+
+/// The texts of an array; `None` if it is something else.
+pub(super) fn texts(value: &DeValue<'_>) -> Option<Vec<String>> {
+    value.as_array()?.iter().map(|item| Some(item.get_ref().as_str()?.to_owned())).collect()
 }
 
 /// A time with its units, as in `1h 5m`.
