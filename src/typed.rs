@@ -1,5 +1,5 @@
-//! Onion addresses as people type and paste them: in upper case, out of a browser's address bar,
-//! with a port.
+//! What people type and paste: onion addresses in upper case, out of a browser's address bar, with
+//! a port; and names with a slip.
 //!
 //! Addresses from the wire or from disk have one form and are read by `FromStr`, which accepts
 //! nothing else.
@@ -26,6 +26,14 @@ pub fn label(text: &str) -> String {
 pub fn address<T: From<OnionAddress>>(text: &str) -> Result<T, AddressError> {
     // The error then shows only the label, not the text around it.
     format!("{}.onion", label(text)).parse::<OnionAddress>().map(T::from)
+}
+
+/// The name that was most likely meant by a typed one: the nearest, if at most a third of the typed
+/// characters differ.
+pub(crate) fn meant<'a>(typed: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let most = typed.chars().count().div_ceil(3).max(1);
+    let rated = names.into_iter().map(|name| (strsim::osa_distance(typed, name), name));
+    rated.filter(|(distance, _)| *distance <= most).min().map(|(_, name)| name)
 }
 
 #[cfg(test)]

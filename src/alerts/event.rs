@@ -7,6 +7,7 @@ use strum::IntoEnumIterator;
 
 use crate::control::ProblemKind;
 use crate::counters::AlertState;
+use crate::typed;
 
 /// The subject matter of an alert. Its name never changes, because operators filter by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,10 +76,8 @@ impl FromStr for AlertEvent {
         if let Some(event) = Self::selectable().find(|event| event.name() == name) {
             return Ok(event);
         }
-        let rated = Self::selectable().map(|event| (strsim::osa_distance(name, event.name()), event.name()));
-        let most = name.chars().count().div_ceil(3).max(1);
-        let advice = match rated.filter(|(distance, _)| *distance <= most).min() {
-            Some((_, nearest)) => format!("did you mean {nearest:?}?"),
+        let advice = match typed::meant(name, Self::selectable().map(Self::name)) {
+            Some(nearest) => format!("did you mean {nearest:?}?"),
             None => format!("there are {}", Vec::from_iter(Self::selectable().map(Self::name)).join(", ")),
         };
         Err(UnknownEvent { name: name.chars().take(80).collect(), advice })

@@ -13,6 +13,7 @@ use toml::de::{DeTable, DeValue};
 use super::keys::{Effect, KeyVisitor, Refused, Value};
 use super::{Config, tables};
 use crate::syntax;
+use crate::typed;
 
 /// Most mistakes shown at once.
 const SHOWN: usize = 12;
@@ -202,13 +203,10 @@ impl<'t> Reader<'t> {
     /// Advice on an unknown key: the key that was most likely meant, or all keys of its table.
     fn hint(&self, table: &str, key: &str) -> String {
         let (here, elsewhere): (Vec<_>, Vec<_>) = self.known.iter().partition(|(known_in, _)| known_in == table);
-        let nearest = |candidates: &[&(String, &'static str)], most: usize| {
-            let rated = candidates.iter().map(|(table, name)| (strsim::osa_distance(key, name), table.clone(), *name));
-            rated.filter(|(distance, ..)| *distance <= most).min()
-        };
-        if let Some((_, _, name)) = nearest(&here, key.chars().count().div_ceil(3).max(1)) {
+        let nearly = elsewhere.iter().map(|(other, name)| (strsim::osa_distance(key, name), other, *name));
+        if let Some(name) = typed::meant(key, here.iter().map(|(_, name)| *name)) {
             format!("did you mean {name:?}?")
-        } else if let Some((_, other, name)) = nearest(&elsewhere, 1) {
+        } else if let Some((_, other, name)) = nearly.filter(|(distance, ..)| *distance <= 1).min() {
             format!("{name:?} belongs in {other}")
         } else {
             let mut names: Vec<_> = here.iter().map(|(_, name)| *name).collect();
