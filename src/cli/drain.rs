@@ -13,7 +13,7 @@ use super::ask::request_action;
 use super::output::print_line;
 use super::status::fetch;
 use crate::control::{Request, Status};
-use crate::display::{plural, time};
+use crate::display::{plural, short, time};
 
 /// Interval between two looks at what is left.
 const LOOK: Duration = Duration::from_secs(1);
@@ -78,7 +78,7 @@ struct Remaining {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Publisher {
-    Nobody,
+    Unknown,
     This,
     Other(String),
 }
@@ -96,9 +96,9 @@ impl Remaining {
                 periods().map(|period| u64::from(period.directories)).sum(),
             ),
             publisher: match &status.publisher {
-                None => Publisher::Nobody,
+                None => Publisher::Unknown,
                 Some(publisher) if publisher.me => Publisher::This,
-                Some(publisher) => Publisher::Other(publisher.node.chars().take(8).collect()),
+                Some(publisher) => Publisher::Other(short(&publisher.node).to_owned()),
             },
         }
     }
@@ -123,7 +123,7 @@ impl fmt::Display for Remaining {
             points => write!(f, ", the descriptor still names {} of this node", plural(points, "introduction point"))?,
         }
         match &self.publisher {
-            Publisher::Nobody => f.write_str(", no node publishes"),
+            Publisher::Unknown => f.write_str(", no node publishes"),
             Publisher::This => f.write_str(", this node publishes, because no other one can"),
             Publisher::Other(node) => write!(f, ", {node} publishes"),
         }
@@ -148,7 +148,7 @@ mod tests {
             (Remaining { published: 3, ..drained() }, "the descriptor still names 3 introduction points of this node"),
             (Remaining { confirmed: (7, 12), ..drained() }, "is on 7 of 12 directories, bbbbbbbb publishes"),
             (Remaining { publisher: Publisher::This, ..drained() }, "this node publishes, because no other one can"),
-            (Remaining { publisher: Publisher::Nobody, ..drained() }, "no node publishes"),
+            (Remaining { publisher: Publisher::Unknown, ..drained() }, "no node publishes"),
         ] {
             assert!(!left.is_nothing() && left.to_string().contains(says), "{left}");
         }

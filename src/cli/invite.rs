@@ -13,7 +13,7 @@ use super::output::{print_line, print_note};
 use super::status::fetch;
 use super::status_view::invitation_table;
 use crate::control::{InvitationPrefix, Request, Response};
-use crate::display::{moment, plural};
+use crate::display::{moment, plural, short};
 use crate::join::MAX_LIFETIME;
 
 /// Bounds of `--expires`.
@@ -110,7 +110,7 @@ pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Resu
         moment(expires),
         meaning(role),
         token.0,
-        context.suggest(&format!("invite --revoke {}", id.get(..8).unwrap_or(&id))),
+        context.suggest(&format!("invite --revoke {}", short(&id))),
     ))?;
     Ok(())
 }

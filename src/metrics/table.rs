@@ -141,12 +141,3 @@ pub(super) fn all() -> Vec<Metric> {
 fn bare(address: &str) -> &str {
     address.trim_end_matches(".onion")
 }
-
-/// The beginning of an address, which names a node in `status`, logs and commands, too. A node's
-/// whole address is known to members alone.
-fn short(address: &str) -> &str {
-    address.get(..SHORT).unwrap_or(address)
-}
-
-/// Characters that name a node, as in `status`.
-const SHORT: usize = 8;

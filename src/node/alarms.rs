@@ -13,6 +13,7 @@ use rustbalance_gossip::record::{Invitation, Role};
 use tracing::error;
 
 use crate::control::{AlarmStatus, InvitationPrefix};
+use crate::display::short;
 use crate::store::{KeyAlarm, MAX_ALARMS};
 
 /// Maximum number of nodes that one log line names.
@@ -53,9 +54,9 @@ impl Alarms {
                 let named: Vec<_> = alarm.nodes.iter().take(MOST_NODES).map(|node| node.short()).collect();
                 error!(
                     name: "key_overdrawn",
-                    invitation = &id[..8], uses = alarm.uses, nodes = named.join(" "),
+                    invitation = short(&id), uses = alarm.uses, nodes = named.join(" "),
                     "the key of the address has been given to {nodes} nodes with an invitation for fewer: if one of them \
-                     is not yours, move to a new address; `rustbalance acknowledge {}` ends this alarm here", &id[..8]
+                     is not yours, move to a new address; `rustbalance acknowledge {}` ends this alarm here", short(&id)
                 );
             }
         }

@@ -42,7 +42,7 @@ async fn watch(daemon: Arc<Daemon>) -> PartResult {
             let publisher = status.publisher.as_ref().map(|publisher| publisher.node.as_str());
             let seen = Observation { problems: &status.problems, publisher };
             for alert in plan.observe(seen, &rules, clock.now()) {
-                debug!(event = alert.event, id = alert.id, "alert");
+                debug!(alert = alert.event, id = alert.id, "alert");
                 daemon.alerts.send(&alert);
             }
             sleep(LOOK.min(rules.after)).await;

@@ -13,6 +13,7 @@ use super::control::{Daemon, RunningParts, not_yet};
 use crate::blocking::on_disk;
 use crate::clock::unix_now;
 use crate::control::{InvitationPrefix, Response, TokenText};
+use crate::display::short;
 use crate::join::{self, Terms};
 use crate::store::StoreError;
 
@@ -93,12 +94,12 @@ impl Daemon {
             return refused;
         }
         let id = known.token.to_string();
-        info!(name: "invitation_revoked", invitation = &id[..8], "invitation revoked");
+        info!(name: "invitation_revoked", invitation = short(&id), "invitation revoked");
         let members = match known.redeemed.len() {
             0 => "no node has joined with it".into(),
             joined => format!("nodes that joined with it stay members: {joined} ({})", nodes(&known)),
         };
-        Response::done(format!("invitation {} is revoked, its token admits no further node; {members}", &id[..8]))
+        Response::done(format!("invitation {} is revoked, its token admits no further node; {members}", short(&id)))
     }
 
     /// Acknowledges an alarm on this node alone: a thief that holds the key must not be able to end

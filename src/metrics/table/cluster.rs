@@ -1,8 +1,9 @@
 //! What a node knows of the cluster: members, lease, links, invitations.
 
 use super::Kind::{Counter, Gauge};
-use super::{Metric, Samples, short};
+use super::{Metric, Samples};
 use crate::control::{InvitationState, LinkStatus};
+use crate::display::short;
 use crate::metrics::Reading;
 
 pub(super) fn metrics() -> Vec<Metric> {

@@ -5,9 +5,10 @@ use rustbalance_gossip::view::Condition;
 use strum::IntoEnumIterator;
 
 use super::Kind::{Counter, Gauge, Info};
-use super::{Metric, bare, short};
+use super::{Metric, bare};
 use crate::control::{ProblemKind, WireguardSwitch};
 use crate::counters::{AlertOutcome, AlertState};
+use crate::display::short;
 
 /// All conditions of a node.
 const CONDITIONS: [Condition; 6] = [

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::Kind::{BareCounter, Counter, Gauge, Histogram};
 use super::{Metric, Samples, bare};
 use crate::counters::{PortCounters, ServiceCounters};
+use crate::display::short;
 use crate::metrics::Reading;
 
 /// C tor's histograms count milliseconds.
@@ -201,7 +202,7 @@ fn descriptor() -> Vec<Metric> {
             &["name", "address"],
             "Introduction points in the descriptor of the cluster's first address.",
             |it, out| {
-                let (name, address) = (super::short(&it.status.cluster), it.status.cluster.as_str());
+                let (name, address) = (short(&it.status.cluster), it.status.cluster.as_str());
                 let points = it.status.publication.as_ref().map_or(0, |publication| publication.intro_points.len());
                 out.add([name, address], points as f64);
             },
@@ -214,7 +215,7 @@ fn descriptor() -> Vec<Metric> {
             |it, out| {
                 let periods = it.status.publication.as_ref().map_or(&[][..], |publication| &publication.periods);
                 let reachable = !periods.is_empty() && periods.iter().all(|period| period.confirmed > 0);
-                out.flag([super::short(&it.status.cluster), &it.status.cluster], reachable);
+                out.flag([short(&it.status.cluster), &it.status.cluster], reachable);
             },
         ),
         Metric::new(
