@@ -155,13 +155,13 @@ impl Plan {
                 continue;
             }
             let (room, waiting) = (rules.per_hour.saturating_sub(self.sent.len()), due.len() - done);
-            let alert = match room {
+            let (alert, subject) = match room {
                 0 => break,
-                1 if waiting > 1 && self.may_summarize(now) => self.summary(waiting, rules, now),
-                _ => self.alert(due_now, now),
+                1 if waiting > 1 && self.may_summarize(now) => (self.summary(waiting, rules, now), ""),
+                _ => (self.alert(due_now, now), due_now.subject()),
             };
             alerts.extend(alert);
-            self.sent.push_back((now.mono, due_now.subject().to_owned()));
+            self.sent.push_back((now.mono, subject.to_owned()));
         }
         alerts
     }
