@@ -21,6 +21,7 @@ const CRATES: [(&str, Floors); 3] = [("src", DAEMON), ("gossip/src", CORE), ("go
 const DAEMON: Floors = &[
     ("backoff", 0),
     ("blocking", 0),
+    ("bounded", 0),
     ("bucket", 0),
     ("causes", 0),
     ("clock", 0),
@@ -29,6 +30,7 @@ const DAEMON: Floors = &[
     ("drive", 1),
     ("keys", 0),
     ("memory", 0),
+    ("new_file", 0),
     ("discovery", 1),
     ("display", 1),
     ("frame", 0),

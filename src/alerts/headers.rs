@@ -3,14 +3,15 @@
 //! It is read for each request, so a new secret takes effect at once. No error shows a line of it.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use hyper::header::{
     CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING,
 };
-use zeroize::Zeroizing;
+
+use crate::bounded;
 
 /// Largest file, in bytes.
 const MOST_BYTES: usize = 8192;
@@ -57,12 +58,8 @@ pub(super) fn read(path: &Path) -> Result<HeaderMap, HeadersError> {
     if mode & 0o077 != 0 {
         return Err(HeadersError::Exposed { path: path.into(), mode });
     }
-    // With its final size, so that no copy is left behind when it grows.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(MOST_BYTES + 1));
-    file.take(MOST_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() > MOST_BYTES {
-        return Err(HeadersError::TooLarge(path.into()));
-    }
+    let bytes = bounded::read(file, MOST_BYTES).map_err(failed)?;
+    let bytes = bytes.ok_or_else(|| HeadersError::TooLarge(path.into()))?;
     let mut headers = HeaderMap::new();
     for (at, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
         let line = line.trim_ascii();

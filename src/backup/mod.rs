@@ -9,9 +9,8 @@
 //! A backup has no file of Arti: a restored node chooses guards again, and makes new introduction
 //! points with new keys. DECISIONS, "A node that goes back in time", says why that is safe.
 
-use std::fs::{File, Permissions};
+use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rustbalance_gossip::id::{ClusterId, NodeId};
@@ -19,7 +18,9 @@ use rustbalance_gossip::record::Role;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use crate::bounded;
 use crate::config::{ARTI_FILE_NAME, FILE_NAME};
+use crate::new_file::{self, Existing};
 use crate::store::{self, RestoredContents, RestoredMark, StateFile, Store, StoreError};
 
 pub use passphrase::{Passphrase, WeakPassphrase};
@@ -238,16 +239,8 @@ mod as_text {
 /// # Errors
 /// A file of that name exists, or the operating system refuses.
 pub fn write_new(path: &Path, sealed: &[u8]) -> Result<(), BackupError> {
-    let failed = |source| BackupError::Unwritable { path: path.to_owned(), source };
-    let dir = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut new = tempfile::Builder::new()
-        .prefix(".new-")
-        .permissions(Permissions::from_mode(0o600))
-        .tempfile_in(dir)
-        .map_err(failed)?;
-    new.write_all(sealed).and_then(|()| new.as_file().sync_all()).map_err(failed)?;
-    new.persist_noclobber(path).map_err(|error| failed(error.error))?;
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)
+    let written = new_file::write(path, Existing::Keep, |file| file.write_all(sealed));
+    written.map_err(|source| BackupError::Unwritable { path: path.to_owned(), source })
 }
 
 /// True if `name` is a configuration file that a backup contains.
@@ -270,8 +263,6 @@ fn read_config(dir: &Path, name: &str) -> Result<Option<StateFile>, BackupError>
 /// # Errors
 /// It cannot be read, or has more than `max` bytes.
 pub fn read_bounded(from: impl Read, path: &Path, max: usize) -> Result<Zeroizing<Vec<u8>>, BackupError> {
-    let mut bytes = Zeroizing::new(Vec::new());
-    let read = from.take(max as u64 + 1).read_to_end(&mut bytes);
-    read.map_err(|source| BackupError::Unreadable { path: path.to_owned(), source })?;
-    if bytes.len() > max { Err(BackupError::TooLarge { path: path.to_owned(), max }) } else { Ok(bytes) }
+    let bytes = bounded::read(from, max).map_err(|source| BackupError::Unreadable { path: path.to_owned(), source })?;
+    bytes.ok_or_else(|| BackupError::TooLarge { path: path.to_owned(), max })
 }

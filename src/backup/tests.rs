@@ -1,6 +1,6 @@
 //! Backups as a whole: what comes back, what is refused, and what a backup does not contain.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 
 use rustbalance_gossip::bytes::FixedBytes;

@@ -22,6 +22,7 @@ use super::progress::{Progress, bootstrap};
 use super::targets::{self, AssignedTargets, TargetOption};
 use super::wireguard::{self, ListenOption};
 use super::{Context, Usage, run, runtime};
+use crate::bounded;
 use crate::clock::unix_now;
 use crate::config::{self, Config, Initial, JOIN_PORT};
 use crate::display::plural;
@@ -45,7 +46,7 @@ const NOT_YET_PAUSE: Duration = Duration::from_secs(5);
 /// after its start before it admits workers.
 const NOT_YET_PAUSES: u64 = LISTEN_BEFORE_ADMITTING.as_secs() / NOT_YET_PAUSE.as_secs() + 2;
 /// Largest token file, in bytes.
-const MAX_TOKEN_FILE: u64 = 4096;
+const MAX_TOKEN_FILE: usize = 4096;
 
 #[derive(Args)]
 pub(super) struct Options {
@@ -291,11 +292,9 @@ fn read_token(file: Option<&Path>) -> anyhow::Result<Token> {
 }
 
 fn read_bounded(from: impl Read, name: &str) -> anyhow::Result<Zeroizing<String>> {
-    let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_TOKEN_FILE as usize + 1));
-    from.take(MAX_TOKEN_FILE + 1).read_to_end(&mut bytes).with_context(|| format!("cannot read {name}"))?;
-    if bytes.len() as u64 > MAX_TOKEN_FILE {
+    let Some(bytes) = bounded::read(from, MAX_TOKEN_FILE).with_context(|| format!("cannot read {name}"))? else {
         bail!("{name} holds more than a token: give the one line that `rustbalance invite` printed");
-    }
+    };
     let text = std::str::from_utf8(&bytes).map_err(|_| anyhow::anyhow!("{name} is not text, and so not a token"))?;
     Ok(Zeroizing::new(text.to_owned()))
 }

@@ -27,6 +27,7 @@ use crate::health::HealthSettings;
 use crate::join::DoorLimits;
 use crate::link::{LINK_PORT, LinkLimits};
 use crate::log::LogLevel;
+use crate::new_file::{self, Existing};
 use crate::proxy::{PortTarget, ProxyLimits};
 use crate::syntax;
 use crate::tor::ServiceLimits;
@@ -138,7 +139,7 @@ pub struct Config {
     pub wireguard: WireguardConfig,
     /// `[metrics]`: where monitors ask this node.
     pub metrics: MetricsConfig,
-    /// `[alerts]`: who is alerted when something is wrong.
+    /// `[alerts]`: where alerts go when something is wrong.
     pub alerts: AlertSettings,
     /// `[log]`: what is logged.
     pub log: LogConfig,
@@ -338,12 +339,7 @@ fn write_new(path: &Path, text: &str) -> Result<(), ConfigError> {
         };
         ConfigError { path: path.into(), problem }
     };
-    let dir = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(wrong)?;
-    file.write_all(text.as_bytes()).map_err(wrong)?;
-    file.as_file().sync_all().map_err(wrong)?;
-    file.persist_noclobber(path).map_err(|error| wrong(error.error))?;
-    std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(wrong)
+    new_file::write(path, Existing::Keep, |file| file.write_all(text.as_bytes())).map_err(wrong)
 }
 
 #[cfg(test)]

@@ -63,13 +63,6 @@ impl Exposed {
         }
     }
 
-    /// Checks a file whose only owner and reader must be the user `owner`.
-    pub(super) fn of_one(path: &Path, metadata: &Metadata, owner: u32) -> Result<(), StoreError> {
-        let mut exposed = Self { me: owner, ..Self::none(path) };
-        exposed.look(path, metadata, 0o077, &[owner]);
-        exposed.verdict()
-    }
-
     fn verdict(self) -> Result<(), StoreError> {
         if self.foreign.is_empty() && self.open.is_empty() { Ok(()) } else { Err(StoreError::Exposed(Box::new(self))) }
     }
@@ -164,13 +157,18 @@ fn walk(exposed: &mut Exposed, path: &Path, alone: bool, depth: usize) -> Result
 /// Refuses a path that is not a regular file (or a directory), and one that other users own, may
 /// read or may write.
 pub(super) fn check_one(path: &Path, metadata: &Metadata, directory: bool) -> Result<(), StoreError> {
+    check_one_of(path, metadata, directory, pwd_grp::geteuid())
+}
+
+/// [`check_one`] where the only owner must be the user `owner`.
+pub(super) fn check_one_of(path: &Path, metadata: &Metadata, directory: bool, owner: u32) -> Result<(), StoreError> {
     if directory && !metadata.is_dir() {
         return Err(StoreError::NotPlain { path: path.to_owned(), want: "directory" });
     }
     if !directory && !metadata.is_file() {
         return Err(StoreError::NotPlain { path: path.to_owned(), want: "file" });
     }
-    let mut exposed = Exposed::none(path);
-    exposed.look(path, metadata, 0o077, &[exposed.me]);
+    let mut exposed = Exposed { me: owner, ..Exposed::none(path) };
+    exposed.look(path, metadata, 0o077, &[owner]);
     exposed.verdict()
 }

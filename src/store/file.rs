@@ -27,13 +27,12 @@ use zeroize::Zeroizing;
 use super::access;
 use super::error::{Damage, StoreError};
 use super::kind::Kind;
+use crate::new_file::{self, Existing, UNFINISHED};
 
 /// The beginning of every file.
 const MAGIC: &str = "rustbalance";
 /// Longest first line, in bytes, with its line end. This build writes at most 180.
 const MAX_HEADER: usize = 256;
-/// Name prefix of files and folders that are still being written.
-const UNFINISHED: &str = ".new-";
 
 /// The content of a file. It may be a key, so it is wiped from memory after use.
 pub(super) type Payload = Zeroizing<Vec<u8>>;
@@ -142,20 +141,29 @@ pub(super) fn decode(kind: Kind, bytes: &[u8]) -> Result<(OnionAddress, &[u8]), 
 /// The owner and payload of the file at `path`, in its current format; `None` if it does not exist.
 pub(super) fn read(path: &Path, kind: Kind) -> Result<Option<(OnionAddress, Payload)>, StoreError> {
     let Some(bytes) = read_bytes(path, kind)? else { return Ok(None) };
-    let damaged = |damage| StoreError::Damaged { path: path.to_owned(), kind, damage };
-    let (owner, payload) = decode(kind, &bytes).map_err(damaged)?;
+    let (owner, payload) = decode_at(path, kind, &bytes)?;
     Ok(Some((owner, Zeroizing::new(payload.to_vec()))))
+}
+
+/// [`decode`] of the bytes of the file at `path`.
+pub(super) fn decode_at<'a>(path: &Path, kind: Kind, bytes: &'a [u8]) -> Result<(OnionAddress, &'a [u8]), StoreError> {
+    decode(kind, bytes).map_err(|damage| StoreError::Damaged { path: path.to_owned(), kind, damage })
 }
 
 /// The whole file at `path`, in any format; `None` if there is no such file. Fails if other users
 /// may read it, or if it is larger than its kind allows.
 pub(super) fn read_bytes(path: &Path, kind: Kind) -> Result<Option<Payload>, StoreError> {
+    read_bytes_of(path, kind, pwd_grp::geteuid())
+}
+
+/// [`read_bytes`] of a file that must belong to the user `owner`.
+pub(super) fn read_bytes_of(path: &Path, kind: Kind, owner: u32) -> Result<Option<Payload>, StoreError> {
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(StoreError::io("read", path, error)),
     };
-    access::check_one(path, &metadata, false)?;
+    access::check_one_of(path, &metadata, false, owner)?;
     let max = max_size(kind);
     let size = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
     if size > max {
@@ -203,12 +211,12 @@ pub(super) fn unfinished_dir(dir: &Path) -> Result<PathBuf, StoreError> {
 
 /// Writes the file at `path`, replacing an existing one.
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-    put(path, true, |file| file.write_all(bytes))
+    put(path, Existing::Replace, |file| file.write_all(bytes))
 }
 
 /// Creates the key file at `path`. Fails if a file with a different content exists.
 pub(super) fn create(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-    match put(path, false, |file| file.write_all(bytes)) {
+    match put(path, Existing::Keep, |file| file.write_all(bytes)) {
         Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {
             let mut there = Zeroizing::new(Vec::with_capacity(bytes.len() + 1));
             File::open(path)
@@ -220,20 +228,8 @@ pub(super) fn create(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
     }
 }
 
-/// Writes a file beside `path`, and moves it to `path` once it is on disk. An existing file is
-/// replaced if `over`, and is an error otherwise.
-fn put(path: &Path, over: bool, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), StoreError> {
-    let failed = |error| StoreError::io("write", path, error);
-    let dir = path.parent().unwrap_or(Path::new("."));
-    let mut new = tempfile::Builder::new()
-        .prefix(UNFINISHED)
-        .permissions(Permissions::from_mode(0o600))
-        .tempfile_in(dir)
-        .map_err(failed)?;
-    write(new.as_file_mut()).and_then(|()| new.as_file().sync_all()).map_err(failed)?;
-    let placed = if over { new.persist(path) } else { new.persist_noclobber(path) };
-    placed.map_err(|error| failed(error.error))?;
-    sync_dir(dir)
+fn put(path: &Path, existing: Existing, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), StoreError> {
+    new_file::write(path, existing, write).map_err(|error| StoreError::io("write", path, error))
 }
 
 /// Moves a file or folder to a path where nothing exists. On disk when this returns.
@@ -352,7 +348,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("term");
         replace(&path, b"old").unwrap();
-        let full = put(&path, true, |file| {
+        let full = put(&path, Existing::Replace, |file| {
             file.write_all(b"ne")?;
             Err(io::Error::from_raw_os_error(28))
         });

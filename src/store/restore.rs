@@ -147,8 +147,7 @@ pub fn force_restored(dir: &Path) -> Result<bool, StoreError> {
     let (kind, path) = (Kind::Restored, dir.join(Kind::Restored.name()));
     let owner = owner_of(dir)?;
     let Some(file) = read_one(dir, &path, kind, owner)? else { return Ok(false) };
-    let (cluster, payload) =
-        file::decode(kind, &file.bytes).map_err(|damage| StoreError::Damaged { path: path.clone(), kind, damage })?;
+    let (cluster, payload) = file::decode_at(&path, kind, &file.bytes)?;
     let mark: RestoredMark =
         codec::decode(payload, kind.max_payload()).map_err(|error| StoreError::content(&path, kind, error))?;
     file::replace(&path, &file::encode(kind, cluster, &encode(RestoredMark { forced: true, ..mark })?))?;

@@ -8,8 +8,7 @@
 //! directory. So a backup can be made by root while the daemon runs as a user of its own.
 
 use std::fmt;
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -18,7 +17,6 @@ use rustbalance_gossip::id::{ClusterId, NodeId, ServiceId};
 use rustbalance_gossip::record::{Chain, Role};
 use zeroize::Zeroizing;
 
-use super::access::Exposed;
 use super::error::StoreError;
 use super::kind::{Kind, Place};
 use super::{OwnedFolder, file, holds_state, service};
@@ -124,20 +122,8 @@ fn read(dir: &Path) -> Result<Vec<StateFile>, StoreError> {
 /// A file of this kind, whose checksum matches and which belongs to `owner` alone; `None` if it
 /// does not exist.
 pub(super) fn read_one(dir: &Path, path: &Path, kind: Kind, owner: u32) -> Result<Option<StateFile>, StoreError> {
-    let failed = |error| StoreError::io("read", path, error);
-    let metadata = match fs::symlink_metadata(path) {
-        Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed(error)),
-    };
-    if !metadata.is_file() {
-        return Err(StoreError::NotPlain { path: path.to_owned(), want: "file" });
-    }
-    Exposed::of_one(path, &metadata, owner)?;
-    let max = file::max_size(kind);
-    let mut bytes = Zeroizing::new(Vec::with_capacity(max.min(metadata.len() as usize + 1)));
-    File::open(path).and_then(|file| file.take(max as u64).read_to_end(&mut bytes)).map_err(failed)?;
-    file::decode(kind, &bytes).map_err(|damage| StoreError::Damaged { path: path.to_owned(), kind, damage })?;
+    let Some(bytes) = file::read_bytes_of(path, kind, owner)? else { return Ok(None) };
+    file::decode_at(path, kind, &bytes)?;
     let below = path.strip_prefix(dir).unwrap_or(path);
     Ok(Some(StateFile { path: below.to_string_lossy().into_owned(), bytes }))
 }
@@ -157,8 +143,7 @@ pub(super) fn membership(dir: &Path, files: &[StateFile]) -> Result<(ClusterId, 
     let path: PathBuf = dir.join(kind.name());
     let file = files.iter().find(|file| file.path == kind.name());
     let file = file.ok_or_else(|| StoreError::Missing { path: path.clone(), kind })?;
-    let (owner, payload) =
-        file::decode(kind, &file.bytes).map_err(|damage| StoreError::Damaged { path: path.clone(), kind, damage })?;
+    let (owner, payload) = file::decode_at(&path, kind, &file.bytes)?;
     let chain = codec::decode(payload, kind.max_payload()).map_err(|error| StoreError::content(&path, kind, error))?;
     Ok((owner.into(), chain))
 }
