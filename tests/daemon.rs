@@ -528,7 +528,7 @@ fn alerts_leave_a_daemon_that_does_not_reach_tor_and_no_secret_is_logged() {
     let (headers, script, out) = (daemon.dir().join("headers"), daemon.dir().join("page"), daemon.dir().join("paged"));
     fs::write(&headers, "Authorization: Bearer s3cret-header\n").unwrap();
     fs::set_permissions(&headers, fs::Permissions::from_mode(0o600)).unwrap();
-    fs::write(&script, "cat >> \"$1\"; env | sed 's/=.*//' >> \"$1.env\"; test ! -e \"$1.hang\" || sleep 1000\n")
+    fs::write(&script, "env | sed 's/=.*//' >> \"$1.env\"; cat >> \"$1\"; test ! -e \"$1.hang\" || sleep 1000\n")
         .unwrap();
     daemon.configure(|text| {
         let alerts = format!(
