@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -304,7 +304,7 @@ impl Network {
     /// within `ahead`, which may be at most 20 voting intervals. Comparisons across a change fail,
     /// because the directories change and clients forget descriptors.
     pub fn await_steady_period(&self, ahead: Duration) {
-        self.await_steady(self.time_period_length(), self.next_time_period(), ahead);
+        self.await_steady(self.time_period_length(), || self.next_time_period(), ahead);
     }
 
     /// Like [`Network::await_steady_period`], but also away from the middle of time periods, where
@@ -313,19 +313,38 @@ impl Network {
     /// it. `ahead` may be at most 8 voting intervals.
     pub fn await_steady_revisions(&self, ahead: Duration) {
         let half = self.time_period_length() / 2;
-        let next = self.next_time_period();
-        self.await_steady(half, next.checked_sub(half).unwrap_or(next), ahead);
+        let next = || {
+            let next = self.next_time_period();
+            next.checked_sub(half).unwrap_or(next)
+        };
+        self.await_steady(half, next, ahead);
     }
 
-    /// Waits for a time that is 3 voting intervals after an event which comes every `cycle`, next
-    /// after `next`, and `ahead` before the one that follows.
-    fn await_steady(&self, cycle: Duration, next: Duration, ahead: Duration) {
+    /// Waits for a time that is 3 voting intervals after an event which comes every `cycle`, `next`
+    /// from now, and `ahead` before the one that follows. New tors begin with the consensus of the
+    /// network's own client, so that must be later than the event, too: on a busy machine it may
+    /// not be, even then. It is no longer waited for after two events.
+    fn await_steady(&self, cycle: Duration, next: impl Fn() -> Duration, ahead: Duration) {
         let settling = self.voting_interval() * 3;
-        let wait = match next < ahead {
-            true => next + settling,
-            false => (next + settling).saturating_sub(cycle),
-        };
-        std::thread::sleep(wait);
+        let started = Instant::now();
+        loop {
+            let next = next();
+            let since = cycle.saturating_sub(next);
+            if next < ahead {
+                std::thread::sleep(next + settling);
+            } else if since < settling {
+                std::thread::sleep(settling - since);
+            } else if self.is_as_new(since_epoch().saturating_sub(since)) || started.elapsed() > cycle * 2 {
+                return;
+            } else {
+                std::thread::sleep(Duration::from_secs(1));
+            }
+        }
+    }
+
+    /// Whether the consensus of the network's own client is not older than `time`, since the epoch.
+    fn is_as_new(&self, time: Duration) -> bool {
+        valid_after(&self.client.folder()).is_some_and(|valid_after| valid_after >= time)
     }
 
     /// What each directory holds now for an onion address (with or without `.onion`) in the current
@@ -461,10 +480,20 @@ fn wait_for_consensus(base: &Path, facts: &Facts, report: &impl Fn(&str)) -> Res
     }
 }
 
+fn consensus(folder: &Path) -> std::io::Result<String> {
+    fs::read_to_string(folder.join("cached-microdesc-consensus"))
+}
+
+/// When the consensus in a tor's folder became valid, since the epoch.
+fn valid_after(folder: &Path) -> Option<Duration> {
+    let text = consensus(folder).ok()?;
+    let time = text.lines().find_map(|line| line.strip_prefix("valid-after "))?;
+    humantime::parse_rfc3339_weak(time).ok()?.duration_since(UNIX_EPOCH).ok()
+}
+
 /// How many directories of onion services the consensus in a tor's folder lists.
 fn directories_listed(folder: &Path) -> usize {
-    let path: PathBuf = folder.join("cached-microdesc-consensus");
-    fs::read_to_string(path).map_or(0, |text| {
+    consensus(folder).map_or(0, |text| {
         text.lines().filter(|line| line.starts_with("s ") && line.split(' ').any(|flag| flag == "HSDir")).count()
     })
 }
