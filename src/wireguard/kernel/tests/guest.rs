@@ -189,6 +189,10 @@ impl Ground for Guest {
         true
     }
 
+    fn draws(&self) -> usize {
+        3
+    }
+
     async fn inject(&self, to: SocketAddr, datagram: Vec<u8>) {
         let socket = UdpSocket::bind("10.9.255.254:0").await.unwrap();
         socket.send_to(&datagram, to).await.unwrap();
