@@ -71,8 +71,8 @@ docs() {
         nice cargo doc --quiet --locked --workspace --no-deps --document-private-items
 }
 
-# The machine that qemu emulates is slow, and its tests measure time, so it waits for another lane to
-# end. Says so and passes where qemu or Debian's kernel cannot be had.
+# The machine that qemu emulates is slow, and its tests measure time, so it waits for another lane
+# to end. Says so and passes where qemu or Debian's kernel cannot be had.
 kernel() { # PID
     while kill -0 "$1" 2>/dev/null; do
         sleep 1
