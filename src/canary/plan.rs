@@ -12,11 +12,12 @@
 //! 4. A point of this node at which [`FAILED`] of the last [`JUDGED`] visits failed is replaced. If
 //!    that holds for all points of this node, their relays are not the cause, so repairs rise step
 //!    by step, each only after the same number of further failures: all circuits are rebuilt, all
-//!    points are replaced, the daemon ends, so that systemd starts it with a new Tor client. One
-//!    point that is reached begins the steps again.
-//! 5. Every repair has a back-off and a budget per hour ([`Budget`]), and the daemon does not end
-//!    within [`EXIT_UPTIME`] of its start. A run in which nothing in the network has answered
-//!    ([`Findings::network_answers`]) repairs nothing: this node's own network is down.
+//!    points are replaced, the node starts again with a new Tor client, and if that client has the
+//!    same fault from its start, the daemon ends, so that systemd starts it. One point that is
+//!    reached begins the steps again.
+//! 5. Every repair has a back-off and a budget per hour ([`Budget`]), and the first client of a
+//!    process is not replaced within [`CLIENT_TRIAL`]. A run in which nothing in the network has
+//!    answered ([`Findings::network_answers`]) repairs nothing: this node's own network is down.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -48,9 +49,9 @@ pub const MOST_VISITS: (usize, usize) = (6, 4);
 const PAUSES: Backoff = Backoff::new(Duration::from_secs(120), Duration::from_secs(3600));
 /// How long a repair is remembered for its back-off.
 const REMEMBERED: Duration = Duration::from_secs(6 * 3600);
-/// How long the daemon has run, at least, when it ends to get a new Tor client: if that does not
-/// help, it ends four times a day at most.
-pub const EXIT_UPTIME: Duration = Duration::from_secs(6 * 3600);
+/// How long a Tor client has run, at least, when another one takes its place in the same process.
+/// If neither that nor a new process helps, the node starts again eight times a day at most.
+pub const CLIENT_TRIAL: Duration = Duration::from_secs(6 * 3600);
 const HOUR: Duration = Duration::from_secs(3600);
 /// Most points whose last visit is remembered: those of several services, over some changes.
 const MAX_TRIED: usize = 512;
@@ -154,6 +155,8 @@ pub enum Repair {
     },
     /// Make the circuits of all points of this node again, and those in reserve.
     RebuildCircuits,
+    /// Start the node again in this process, with a new Tor client.
+    RenewTor,
     /// End the daemon, to be started again.
     Exit,
 }
@@ -168,6 +171,8 @@ pub enum RepairKind {
     ReplacePoint,
     /// The circuits of all points of this node are made again.
     RebuildCircuits,
+    /// The node starts again in this process, with a new Tor client.
+    RenewTor,
     /// The daemon ends, to be started again.
     Exit,
 }
@@ -179,6 +184,7 @@ impl Repair {
             Self::Republish { .. } => RepairKind::Republish,
             Self::ReplacePoint { .. } => RepairKind::ReplacePoint,
             Self::RebuildCircuits => RepairKind::RebuildCircuits,
+            Self::RenewTor => RepairKind::RenewTor,
             Self::Exit => RepairKind::Exit,
         }
     }
@@ -196,7 +202,7 @@ impl RepairKind {
             // Two periods have 16 directories.
             Self::Republish => 16,
             Self::ReplacePoint => 4,
-            Self::RebuildCircuits | Self::Exit => 1,
+            Self::RebuildCircuits | Self::RenewTor | Self::Exit => 1,
         }
     }
 }
@@ -257,6 +263,7 @@ impl ServiceState {
 #[derive(Debug)]
 pub struct CanaryPlan {
     settings: CanarySettings,
+    renewed: bool,
     publishes: bool,
     services: Vec<ServiceId>,
     /// The service of the last run in turn.
@@ -276,12 +283,13 @@ pub struct CanaryPlan {
 }
 
 impl CanaryPlan {
-    /// A plan whose clock shows zero at the start of the daemon. `jitter` is a random number from 0
-    /// to 1.
-    pub fn new(settings: CanarySettings, jitter: f64) -> Self {
+    /// A plan whose clock shows zero at the start of the Tor client. `renewed`: that client has
+    /// taken the place of another one in this process. `jitter` is a random number from 0 to 1.
+    pub fn new(settings: CanarySettings, renewed: bool, jitter: f64) -> Self {
         Self {
             due: jittered(FIRST.min(settings.interval), jitter),
             settings,
+            renewed,
             publishes: false,
             services: Vec::new(),
             last: None,
@@ -467,7 +475,9 @@ impl CanaryPlan {
             }
             (true, 2..) => {
                 let why = "no client gets through at any of this node's points, which have been replaced".to_owned();
-                self.repair(Repair::Exit, why, now, actions);
+                // A client that has replaced another recently has the same fault.
+                let last = if self.renewed && now.mono < CLIENT_TRIAL { Repair::Exit } else { Repair::RenewTor };
+                self.repair(last, why, now, actions);
             }
             _ => self.replace(service, broken, all, now, actions),
         }
@@ -499,7 +509,7 @@ impl CanaryPlan {
         let kind = repair.kind();
         self.pauses.retain(|_, (_, until)| now.mono < *until + REMEMBERED);
         let (earlier, not_before) = self.pauses.get(&repair).copied().unwrap_or_default();
-        let too_young = kind == RepairKind::Exit && now.mono < EXIT_UPTIME;
+        let too_young = kind == RepairKind::RenewTor && now.mono < CLIENT_TRIAL;
         if too_young || now.mono < not_before || !self.budgets.entry(kind).or_default().take(kind.per_hour(), now.mono)
         {
             return false;

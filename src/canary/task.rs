@@ -32,7 +32,8 @@ pub trait CanaryHost: Send + Sync + 'static {
     fn expectation(&self, service: ServiceId) -> Option<Expectation>;
     /// Whether this node has no room for more clients.
     fn busy(&self) -> bool;
-    /// Has this repaired. [`Repair::Exit`] is not among them: it ends [`Canary::run`].
+    /// Has this repaired. [`Repair::RenewTor`] and [`Repair::Exit`] are not among them: they end
+    /// [`Canary::run`].
     fn repair(&self, repair: &Repair);
 }
 
@@ -45,6 +46,8 @@ pub struct Canary {
     pub engine: Arc<dyn Engine>,
     /// The node around it.
     pub host: Arc<dyn CanaryHost>,
+    /// Whether that client has taken the place of another one in this process.
+    pub renewed: bool,
     /// `[canary]`: whether and how often it runs.
     pub settings: watch::Receiver<CanarySettings>,
     /// Operators who ask for a run.
@@ -65,21 +68,30 @@ enum Input {
 struct CanaryShell {
     canary: Canary,
     look: Interval,
-    /// Why the daemon should end.
-    exit: Option<String>,
+    /// Why the Tor client cannot stay.
+    end: Option<End>,
+}
+
+/// The last repair: another Tor client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// The node should start again in this process. Contains the reason.
+    Renew(String),
+    /// The daemon should end. Contains the reason.
+    Exit(String),
 }
 
 impl Canary {
-    /// Runs until `stop`, or until the daemon should end; then returns why.
+    /// Runs until `stop` (then returns `None`), or until another Tor client is needed.
     ///
     /// # Errors
     /// If a run panics.
-    pub async fn run(self, stop: CancellationToken) -> Result<Option<String>, JobPanicked> {
-        let plan = CanaryPlan::new(self.settings.borrow().clone(), rand::random());
-        let shell = CanaryShell { canary: self, look: tokio::time::interval(LOOK), exit: None };
+    pub async fn run(self, stop: CancellationToken) -> Result<Option<End>, JobPanicked> {
+        let plan = CanaryPlan::new(self.settings.borrow().clone(), self.renewed, rand::random());
+        let shell = CanaryShell { canary: self, look: tokio::time::interval(LOOK), end: None };
         let mut driver = Driver::new(plan, shell, Clock::start());
         driver.run(&stop).await?;
-        Ok(driver.into_shell().exit)
+        Ok(driver.into_shell().end)
     }
 }
 
@@ -87,7 +99,7 @@ impl Shell<CanaryPlan> for CanaryShell {
     type Input = Input;
 
     async fn next(&mut self) -> Option<Input> {
-        if self.exit.is_some() {
+        if self.end.is_some() {
             return None;
         }
         let Canary { settings, askers, .. } = &mut self.canary;
@@ -134,9 +146,13 @@ impl Shell<CanaryPlan> for CanaryShell {
                 warn!(
                     name: "canary_ends_daemon",
                     why,
-                    "the canary ends the daemon, so that it starts with a new Tor client"
+                    "the canary ends the daemon, so that it starts as a new process"
                 );
-                self.exit = Some(why);
+                self.end = Some(End::Exit(why));
+            }
+            Action::Repair { repair: Repair::RenewTor, why } => {
+                warn!(name: "canary_renews_tor", why, "the canary has the node start again with a new Tor client");
+                self.end = Some(End::Renew(why));
             }
             Action::Repair { repair, why } => {
                 warn!(name: "canary_repair", repair = repair.kind().name(), why, "the canary has something repaired");

@@ -3,6 +3,7 @@
 use anyhow::Context as _;
 
 use super::progress::{Progress, bootstrap};
+use crate::tor::Engine as _;
 use crate::tor::arti::{ArtiConfig, ArtiEngine};
 
 /// Connects to Tor with these settings of Arti (TOML), does `work`, and stops Tor again. A daemon

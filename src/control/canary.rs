@@ -30,7 +30,7 @@ pub struct CanaryStatus {
 pub struct CanaryRepairStatus {
     /// When, in seconds since the Unix epoch.
     pub at: u64,
-    /// The kind: "republish", "replace_point", "rebuild_circuits" or "exit".
+    /// The kind: "republish", "replace_point", "rebuild_circuits", "renew_tor" or "exit".
     pub kind: String,
     /// The reason.
     pub why: String,

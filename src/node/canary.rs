@@ -19,7 +19,7 @@ use super::supervisor::Supervisor;
 use crate::balance::task::PointRepair;
 use crate::canary::findings::{DirectoryFinding, Expectation, Findings, Held, Outcome, PointFinding, PointKey};
 use crate::canary::plan::{CanarySettings, Repair, RepairKind, Summary};
-use crate::canary::task::{Asker, Canary, CanaryHost};
+use crate::canary::task::{Asker, Canary, CanaryHost, End};
 use crate::clock::unix_now;
 use crate::config::Targets;
 use crate::control::{
@@ -54,6 +54,8 @@ impl ServiceRepairs {
 /// What the canary needs.
 pub(super) struct CanaryInputs {
     pub(super) engine: Arc<dyn Engine>,
+    /// Whether this client has taken the place of another one in this process.
+    pub(super) renewed: bool,
     pub(super) cluster: Cluster,
     pub(super) services: watch::Receiver<ServiceViews>,
     pub(super) targets: watch::Receiver<Targets>,
@@ -76,6 +78,7 @@ impl CanaryHandle {
         let settings = inputs.settings.clone();
         let canary = Canary {
             engine: Arc::clone(&inputs.engine),
+            renewed: inputs.renewed,
             settings: settings.clone(),
             host: Arc::new(inputs),
             askers: waiting,
@@ -84,7 +87,8 @@ impl CanaryHandle {
         parts.start("canary", STOPS, |stop| async move {
             match canary.run(stop).await {
                 Ok(None) => Ok(()),
-                Ok(Some(why)) => Err(NodeError::Unreachable(why)),
+                Ok(Some(End::Renew(why))) => Err(NodeError::Unreachable(why)),
+                Ok(Some(End::Exit(why))) => Err(NodeError::StillUnreachable(why)),
                 Err(error) => {
                     error!(name: "canary_failed", %error, "the canary has failed");
                     Ok(())
@@ -176,7 +180,7 @@ impl CanaryHost for CanaryInputs {
                 // Each is asked, whether the others take it or not.
                 services.values().filter(|service| !reopen(&service.repairs.points)).count() == 0
             }
-            Repair::Exit => true,
+            Repair::RenewTor | Repair::Exit => true,
         };
         if !passed_on {
             debug!(?repair, "a repair was not passed on: its service has stopped, or others wait");

@@ -68,6 +68,8 @@ pub(super) struct RunningParts {
 pub(super) struct Daemon {
     pub(super) store: Arc<Store>,
     pub(super) engine: Arc<dyn Engine>,
+    /// Whether this client has taken the place of another one in this process.
+    pub(super) renewed: bool,
     pub(super) started: Instant,
     pub(super) bootstrap: watch::Receiver<tor::Bootstrap>,
     /// The configuration in use.

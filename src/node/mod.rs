@@ -34,6 +34,7 @@ use supervisor::{PartResult, Supervisor};
 pub use check::{Finding, Severity, check};
 pub use preflight::{PreflightError, preflight};
 pub use reload::{ReloadError, reload};
+pub use renewal::run_with;
 
 mod admission;
 pub mod alarms;
@@ -55,6 +56,7 @@ mod own_service;
 mod parts;
 mod preflight;
 mod reload;
+mod renewal;
 mod reports;
 mod service_facts;
 mod service_unit;
@@ -95,10 +97,13 @@ pub enum NodeError {
     /// reason.
     #[error("this node is no longer a member of the cluster: {0}")]
     Excluded(String),
-    /// Clients do not get through to this node, and no smaller repair has helped: a new process has
-    /// a new Tor client. Contains the reason.
+    /// Clients do not get through to this node, and no smaller repair than a new Tor client has
+    /// helped. Contains the reason.
     #[error("clients do not get through to this node, and a new Tor client may help: {0}")]
     Unreachable(String),
+    /// A new Tor client has not helped either. Contains the reason.
+    #[error("clients do not get through to this node, with a new Tor client either: {0}")]
+    StillUnreachable(String),
     /// This node was restored, and the machine that its backup was made on runs or may run.
     /// Contains what to do.
     #[error("{0}")]
@@ -125,27 +130,39 @@ impl NodeError {
     }
 }
 
-/// Runs the node of this state directory until `stop`, until the operator has it leave, or until it
-/// cannot continue.
+/// Runs the node of this state directory over Tor until `stop`, until the operator has it leave, or
+/// until it cannot continue. If only its Tor client cannot continue, the node starts again with a
+/// new one (see [`run_with`]).
 ///
 /// # Errors
 /// See [`NodeError`].
 pub async fn run(store: Store, live: Arc<LiveConfig>, stop: CancellationToken) -> Result<(), NodeError> {
-    let store = Arc::new(store);
     let toml = live.at_start().arti.clone();
-    let arti = ArtiConfig { toml, state_dir: store.arti_state_dir(), cache_dir: store.arti_cache_dir() };
-    let engine = ArtiEngine::start(arti)?;
-    let outcome = run_on(Arc::clone(&engine) as Arc<dyn Engine>, store, live, stop).await;
-    engine.shutdown().await;
-    outcome
+    let make = |store: &Store| {
+        let (state_dir, cache_dir) = (store.arti_state_dir(), store.arti_cache_dir());
+        Ok(ArtiEngine::start(ArtiConfig { toml: toml.clone(), state_dir, cache_dir })? as Arc<dyn Engine>)
+    };
+    run_with(make, Arc::new(store), live, stop).await
 }
 
-/// Like [`run`], on the given engine.
+/// Like [`run`], on the given engine alone.
 ///
 /// # Errors
 /// See [`NodeError`].
 pub async fn run_on(
     engine: Arc<dyn Engine>,
+    store: Arc<Store>,
+    live: Arc<LiveConfig>,
+    stop: CancellationToken,
+) -> Result<(), NodeError> {
+    run_once(engine, false, store, live, stop).await
+}
+
+/// Runs the node on one engine until it ends. `renewed`: this engine has taken the place of another
+/// one in this process.
+async fn run_once(
+    engine: Arc<dyn Engine>,
+    renewed: bool,
     store: Arc<Store>,
     live: Arc<LiveConfig>,
     stop: CancellationToken,
@@ -161,6 +178,7 @@ pub async fn run_on(
     let daemon = Arc::new(Daemon {
         store: Arc::clone(&store),
         engine: Arc::clone(&engine),
+        renewed,
         started: Instant::now(),
         bootstrap: engine.bootstrap(),
         live: Arc::clone(&live),

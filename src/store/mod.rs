@@ -30,6 +30,7 @@ use crate::keys::{AuthoritySecret, NodeSecret, PointSeed};
 
 pub use access::Exposed;
 pub use alarms::{KeyAlarm, MAX_ALARMS};
+use client_files::ClientFiles;
 pub use draft::{Draft, InitialContents, SetupCommand};
 pub use error::{Damage, StoreError};
 pub use export::{export_distance, export_key, make_export_dir};
@@ -42,6 +43,7 @@ pub use snapshot::{MAX_STATE_FILE, Snapshot, StateFile, is_state_path, snapshot}
 
 mod access;
 mod alarms;
+mod client_files;
 mod draft;
 mod error;
 mod export;
@@ -118,6 +120,7 @@ pub fn examine(dir: &Path) -> Result<(), StoreError> {
 pub struct Store {
     dir: PathBuf,
     membership: Member,
+    client_files: ClientFiles,
     /// Held while a file is read, changed and written.
     changing: Mutex<()>,
     /// The open lock file. The lock is released when it is closed. `None`: the directory is only
@@ -170,16 +173,15 @@ impl Store {
         // Expiry is not checked here: it is up to the callers that have a clock.
         let membership =
             chain.verify(cluster, 0).map_err(|error| StoreError::content(&path, Kind::Membership, error))?;
-        Ok(Self { dir: dir.to_owned(), membership, changing: Mutex::new(()), _lock: lock })
+        let client_files = ClientFiles::new(dir);
+        Ok(Self { dir: dir.to_owned(), membership, client_files, changing: Mutex::new(()), _lock: lock })
     }
 
     /// Reads every file, so that damage is found before the node starts, and makes the directories
     /// that are missing.
     fn check(&self) -> Result<(), StoreError> {
         self.read_all()?;
-        for dir in [self.arti_dir(), self.arti_state_dir(), self.arti_cache_dir()] {
-            file::make_dir(&dir)?;
-        }
+        self.client_files.adopt()?;
         file::sweep(&self.dir.join(service::FOLDER))?;
         self.services()?.into_iter().try_for_each(|service| self.check_service(service))
     }
@@ -221,20 +223,6 @@ impl Store {
     /// has not: see [`Store::newest_membership`].
     pub fn membership(&self) -> &Member {
         &self.membership
-    }
-
-    /// The directory for Arti's state (guards and the like). Exists, mode 0700.
-    pub fn arti_state_dir(&self) -> PathBuf {
-        self.arti_dir().join("state")
-    }
-
-    /// The directory for Arti's cache of the network directory. Exists, mode 0700.
-    pub fn arti_cache_dir(&self) -> PathBuf {
-        self.arti_dir().join("cache")
-    }
-
-    fn arti_dir(&self) -> PathBuf {
-        self.dir.join("arti")
     }
 
     /// The node's key.

@@ -126,6 +126,9 @@ pub trait Engine: Send + Sync + 'static {
     /// Gives up the circuits that wait to be used, so that new ones take their place. Circuits in
     /// use stay.
     fn renew_circuits(&self);
+
+    /// Stops all circuits and services; returns once they have ended, or after 5 s.
+    async fn shutdown(&self);
 }
 
 /// Progress of the bootstrap.

@@ -9,12 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use parking_lot::Mutex;
 use rustbalance::clock::unix_now;
 use rustbalance::config::{Config, JOIN_PORT, LiveConfig, Reloaded};
 use rustbalance::control::{Request, Response, Status, call};
 use rustbalance::join::{JoinError, Joined, Token, found, persist_joined, redeem};
 use rustbalance::keys::NodeSecret;
-use rustbalance::node::{NodeError, run_on};
+use rustbalance::node::{NodeError, run_on, run_with};
 use rustbalance::store::{SetupCommand, Store};
 use rustbalance::stream::BoxStream;
 use rustbalance::tor::Engine;
@@ -401,16 +402,38 @@ impl OngoingVisits {
 impl Daemon {
     /// Starts the daemon with a new Tor client.
     pub(crate) fn run(&mut self, net: &FakeNet) {
-        assert!(self.running.is_none(), "{} is already running", self.name);
         self.engine = net.engine();
+        let engine = Arc::clone(&self.engine);
+        self.launch(|store, live, stop| run_on(engine, store, live, stop));
+    }
+
+    /// Starts the daemon with a Tor client that it replaces by itself; returns the clients that it
+    /// has had so far.
+    pub(crate) fn run_renewing(&mut self, net: &FakeNet) -> Arc<Mutex<Vec<Arc<FakeEngine>>>> {
+        let (engines, net) = (Arc::new(Mutex::new(Vec::new())), net.clone());
+        let made = Arc::clone(&engines);
+        let make = move |_: &Store| {
+            let engine = net.engine();
+            made.lock().push(Arc::clone(&engine));
+            Ok(engine as Arc<dyn Engine>)
+        };
+        self.launch(|store, live, stop| run_with(make, store, live, stop));
+        engines
+    }
+
+    fn launch<F>(&mut self, node: impl FnOnce(Arc<Store>, Arc<LiveConfig>, CancellationToken) -> F + Send + 'static)
+    where
+        F: Future<Output = Result<(), NodeError>> + Send,
+    {
+        assert!(self.running.is_none(), "{} is already running", self.name);
         self.stop = CancellationToken::new();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let (engine, dir, stop) = (Arc::clone(&self.engine), self.dir.clone(), self.stop.clone());
+        let (dir, stop) = (self.dir.clone(), self.stop.clone());
         let live = Arc::new(LiveConfig::new(Config::load(&dir).unwrap()));
         self.live = Some(Arc::clone(&live));
         let task = runtime.spawn(async move {
             let store = Arc::new(Store::open(&dir)?);
-            Box::pin(run_on(engine, store, live, stop)).await
+            Box::pin(node(store, live, stop)).await
         });
         self.running = Some((runtime, task));
     }

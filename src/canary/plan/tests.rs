@@ -60,7 +60,11 @@ struct World {
 
 impl World {
     fn new(publishes: bool) -> Self {
-        let mut world = Self { plan: CanaryPlan::new(CanarySettings::default(), 0.5), now: Duration::ZERO };
+        Self::with_client(publishes, false)
+    }
+
+    fn with_client(publishes: bool, renewed: bool) -> Self {
+        let mut world = Self { plan: CanaryPlan::new(CanarySettings::default(), renewed, 0.5), now: Duration::ZERO };
         assert_eq!(world.handle(Event::Services { all: vec![service(1)], publishes }), []);
         world
     }
@@ -322,9 +326,23 @@ fn steps_rise_while_no_point_of_this_node_is_reached() {
     assert_eq!(world.repairs(2, &all), []);
     assert_eq!(world.repairs(1, &all), [replace(1), replace(2)]);
     assert_eq!(world.repairs(30, &all), [], "the daemon has just started");
-    world.now += EXIT_UPTIME;
-    assert_eq!(world.repairs(1, &all), [Repair::Exit]);
+    world.now += CLIENT_TRIAL;
+    assert_eq!(world.repairs(1, &all), [Repair::RenewTor]);
     assert_eq!(world.plan.summary().repairs.values().sum::<u64>(), 4);
+}
+
+#[test]
+fn the_daemon_ends_where_a_second_client_has_the_same_fault_from_its_start() {
+    let all = found([(1, failed(VisitStage::Rendezvous))]);
+    let smaller = [Repair::RebuildCircuits, replace(1)];
+    let mut world = World::with_client(true, true);
+    assert_eq!(world.repairs(6, &all), smaller);
+    assert_eq!(world.repairs(3, &all), [Repair::Exit]);
+    // A client that has worked for long is replaced in the process again.
+    let mut world = World::with_client(true, true);
+    world.now += CLIENT_TRIAL;
+    assert_eq!(world.repairs(6, &all), smaller);
+    assert_eq!(world.repairs(3, &all), [Repair::RenewTor]);
 }
 
 #[test]
@@ -333,7 +351,7 @@ fn one_reached_point_begins_the_steps_anew() {
     let all = found([(1, failed(VisitStage::Rendezvous)), (2, failed(VisitStage::Rendezvous))]);
     assert_eq!(world.repairs(3, &all), [Repair::RebuildCircuits]);
     assert_eq!(world.repairs(1, &found([(1, Outcome::Reached), (2, failed(VisitStage::Rendezvous))])), []);
-    world.now += EXIT_UPTIME;
+    world.now += CLIENT_TRIAL;
     assert_eq!(world.repairs(2, &all), [replace(2)]);
 }
 
@@ -387,6 +405,6 @@ fn all_points_are_visited_in_turn() {
 #[test]
 fn every_kind_of_repair_has_a_name_and_a_budget() {
     let names: BTreeSet<_> = RepairKind::iter().map(RepairKind::name).collect();
-    assert_eq!(names, ["exit", "rebuild_circuits", "replace_point", "republish"].into());
+    assert_eq!(names, ["exit", "rebuild_circuits", "renew_tor", "replace_point", "republish"].into());
     assert!(RepairKind::iter().all(|kind| kind.per_hour() > 0));
 }

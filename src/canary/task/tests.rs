@@ -8,7 +8,7 @@ use rustbalance_gossip::record::IntroPoint;
 use tokio::time::timeout;
 
 use super::*;
-use crate::canary::plan::EXIT_UPTIME;
+use crate::canary::plan::CLIENT_TRIAL;
 use crate::keys::IdentitySecret;
 use crate::tor::descriptor::{self, DescriptorContent, PeriodCredentials};
 use crate::tor::fake::tests::{limits, new_keys};
@@ -61,12 +61,17 @@ struct World {
     askers: mpsc::Sender<Asker>,
     summary: watch::Receiver<Summary>,
     settings: watch::Sender<CanarySettings>,
-    running: tokio::task::JoinHandle<Result<Option<String>, JobPanicked>>,
+    running: tokio::task::JoinHandle<Result<Option<End>, JobPanicked>>,
     _open: Vec<Box<dyn OpenIntroPoint>>,
 }
 
 impl World {
     async fn start() -> Self {
+        Self::with_client(false).await
+    }
+
+    /// The Tor client has taken the place of another one, or not.
+    async fn with_client(renewed: bool) -> Self {
         let (net, secret) = (FakeNet::new(3, 20), IdentitySecret::generate(&mut rand::rng()));
         let (engine, server, service) = (net.engine(), net.engine(), secret.service_id());
         let (streams, incoming) = mpsc::channel(8);
@@ -96,6 +101,7 @@ impl World {
         let canary = Canary {
             engine: Arc::clone(&engine) as Arc<dyn Engine>,
             host: Arc::clone(&host) as Arc<dyn CanaryHost>,
+            renewed,
             settings: settings_watch,
             askers: waiting,
             summary,
@@ -204,19 +210,27 @@ async fn a_dead_point_of_this_node_is_replaced_and_another_only_shown() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_canary_ends_the_daemon_when_nothing_else_has_helped() {
-    let world = World::start().await;
-    world.points.iter().for_each(|point| world.net.deafen(point));
-    world.settings.send_replace(CanarySettings { enabled: false, ..CanarySettings::default() });
-    tokio::time::sleep(EXIT_UPTIME).await;
-    world.publish(2 * REVISION).await;
-    for _ in 0..9 {
-        world.by_hand().await;
+async fn where_nothing_else_has_helped_the_canary_asks_for_another_client_then_for_another_process() {
+    for renewed in [false, true] {
+        let world = World::with_client(renewed).await;
+        world.points.iter().for_each(|point| world.net.deafen(point));
+        world.settings.send_replace(CanarySettings { enabled: false, ..CanarySettings::default() });
+        if !renewed {
+            tokio::time::sleep(CLIENT_TRIAL).await;
+            world.publish(2 * REVISION).await;
+        }
+        for _ in 0..9 {
+            world.by_hand().await;
+        }
+        let ended = timeout(LIMIT, world.running).await.expect("it goes on");
+        let why = match ended.unwrap().unwrap().expect("no reason is given") {
+            End::Renew(why) if !renewed => why,
+            End::Exit(why) if renewed => why,
+            other => panic!("{other:?}"),
+        };
+        assert!(why.contains("no client gets through"), "{why}");
+        assert_eq!(world.host.repairs.lock().len(), 2, "{:?}", world.host.repairs.lock());
     }
-    let ended = timeout(LIMIT, world.running).await.expect("it goes on");
-    let why = ended.unwrap().unwrap().expect("no reason is given");
-    assert!(why.contains("no client gets through"), "{why}");
-    assert_eq!(world.host.repairs.lock().len(), 2, "{:?}", world.host.repairs.lock());
 }
 
 #[tokio::test(start_paused = true)]

@@ -20,6 +20,7 @@ use crate::keys::{IdentitySecret, PointSeed, ServiceSecrets};
 use crate::tor::ReplayLog;
 
 mod access;
+mod client_files;
 mod drafts;
 mod lists;
 mod migrations;

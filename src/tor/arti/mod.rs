@@ -8,6 +8,10 @@
 //! of an introduction, for checks of this node's own services. `attempts` decides when any of them
 //! may build a circuit.
 
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +52,10 @@ mod visit;
 /// `tor_guardmgr` that reports the same stays.
 pub const REPEATED_WARNINGS: &str = "tor_circmgr::hspool=error,tor_netdir=error";
 
+/// The folder of guards, circuit timeouts and vanguards in Arti's state directory, a JSON file
+/// each.
+const STATE_FILES: &str = "state";
+
 /// The engine on Arti. Dropping it stops it.
 ///
 /// After that, Arti releases its state directory and cache only at the network's next consensus. A
@@ -65,11 +73,6 @@ impl ArtiEngine {
     /// If the configuration is not valid, or the files of the Tor client cannot be used.
     pub fn start(config: ArtiConfig) -> Result<Arc<Self>, TorError> {
         Ok(Arc::new(Self { shared: client::start(config)? }))
-    }
-
-    /// Stops all circuits and services; returns once they have ended, or after 5 s.
-    pub async fn shutdown(&self) {
-        self.shared.close("it was shut down").await;
     }
 }
 
@@ -172,4 +175,31 @@ impl Engine for ArtiEngine {
             tracing::warn!(name: "circuits_give_up_failed", %error, "cannot give up the circuits that wait to be used");
         }
     }
+
+    async fn shutdown(&self) {
+        self.shared.close("it was shut down").await;
+    }
+}
+
+/// Copies the guards and what else should outlive a client from the state directory of one into
+/// that of the next: a client with new guards each time could be led to a relay of an attacker.
+///
+/// # Errors
+/// If a file cannot be copied.
+pub fn carry_over(from: &Path, to: &Path) -> io::Result<()> {
+    let (from, to) = (from.join(STATE_FILES), to.join(STATE_FILES));
+    fs::DirBuilder::new().mode(0o700).create(&to)?;
+    let entries = match fs::read_dir(&from) {
+        // The client has not stored anything.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        if entry.file_type()?.is_file() && Path::new(&name).extension().is_some_and(|it| it == "json") {
+            fs::copy(entry.path(), to.join(name))?;
+        }
+    }
+    File::open(&to)?.sync_all()
 }

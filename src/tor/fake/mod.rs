@@ -530,6 +530,10 @@ impl Engine for FakeEngine {
 
     // Each circuit of the fake is made when it is needed.
     fn renew_circuits(&self) {}
+
+    async fn shutdown(&self) {
+        self.kill();
+    }
 }
 
 struct FakeListening {
