@@ -28,6 +28,7 @@ mod canary;
 mod canary_view;
 mod check;
 mod circuit;
+mod directories_view;
 mod drain;
 mod evict;
 mod init;

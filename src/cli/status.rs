@@ -26,6 +26,9 @@ pub(super) struct Options {
     /// Print JSON, for programs
     #[arg(long)]
     json: bool,
+    /// Show what each directory has confirmed, and when; on the publisher
+    #[arg(long)]
+    directories: bool,
     /// Repeat every two seconds; with --json, print one line each time
     #[arg(short, long)]
     watch: bool,
@@ -37,13 +40,13 @@ pub(super) async fn execute(context: &Context, options: Options) -> anyhow::Resu
     if !options.watch {
         return match options.json {
             true => Ok(print_line(serde_json::to_string_pretty(&status)?)?),
-            false => Ok(write!(stdout(), "{}", view(&status, Paint::for_stdout()))?),
+            false => Ok(write!(stdout(), "{}", view(&status, options.directories, Paint::for_stdout()))?),
         };
     }
     loop {
         match options.json {
             true => print_line(serde_json::to_string(&status)?)?,
-            false => show(&view(&status, Paint::for_stdout()))?,
+            false => show(&view(&status, options.directories, Paint::for_stdout()))?,
         }
         status = loop {
             tokio::time::sleep(WATCH_INTERVAL).await;

@@ -8,7 +8,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table};
 use rustbalance_gossip::view::Condition;
 
 use super::output::Paint;
-use super::{canary_view, wireguard_view};
+use super::{canary_view, directories_view, wireguard_view};
 use crate::control::{InvitationStatus, MemberStatus, Status};
 use crate::display::{bytes, moment, plural, short, time};
 
@@ -16,12 +16,14 @@ use crate::display::{bytes, moment, plural, short, time};
 const MOST_PORTS: usize = 4;
 
 /// The whole status as text, which ends with a newline.
-pub(super) fn view(status: &Status, paint: Paint) -> String {
+/// `directories`: with every directory of the descriptor, not only those without the newest one.
+pub(super) fn view(status: &Status, directories: bool, paint: Paint) -> String {
     let mut text = String::new();
     head(&mut text, status, paint);
     members(&mut text, status, paint);
     ports(&mut text, status, paint);
     publication(&mut text, status, paint);
+    directories_view::section(&mut text, status, directories, paint);
     invitations(&mut text, status, paint);
     wireguard_view::peers(&mut text, &status.wireguard, paint);
     canary_view::summary(&mut text, &status.canary);
@@ -65,7 +67,7 @@ fn head(text: &mut String, status: &Status, paint: Paint) {
 }
 
 /// A node by its address, with its name if it has one.
-fn label(status: &Status, node: &str) -> String {
+pub(super) fn label(status: &Status, node: &str) -> String {
     let member = status.members.iter().find(|member| member.node == node);
     member.map_or_else(|| short(node).into(), MemberStatus::label)
 }
@@ -284,7 +286,7 @@ pub(super) fn section(text: &mut String, title: &str, table: &Table, paint: Pain
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::control::*;
     use rustbalance_gossip::record::Role;
@@ -312,7 +314,7 @@ mod tests {
         }
     }
 
-    fn well() -> Status {
+    pub(crate) fn well() -> Status {
         let point =
             |node: &str| PublishedPointStatus { node: node.repeat(8), relay: "$AB".into(), session_key: "00".into() };
         Status {
@@ -333,6 +335,7 @@ mod tests {
                 introductions: 17,
             }],
             stand_ins: Vec::new(),
+            directories: Vec::new(),
             other_publisher: None,
             publication: Some(PublicationStatus {
                 node: "bb".repeat(8),
@@ -409,7 +412,7 @@ mod tests {
     #[test]
     fn a_healthy_cluster_is_shown_without_problems() {
         assert_eq!(well().find_problems(), []);
-        insta::assert_snapshot!(view(&well(), Paint(false)));
+        insta::assert_snapshot!(view(&well(), false, Paint(false)));
     }
 
     #[test]
@@ -444,7 +447,7 @@ mod tests {
         let stand_in = |relay: &str| StandInStatus { node: "bb".repeat(8), relay: relay.into(), introductions: 4 };
         status.stand_ins = vec![stand_in("$AB"), stand_in("$CD")];
         status.problems = status.find_problems();
-        insta::assert_snapshot!(view(&status, Paint(false)));
+        insta::assert_snapshot!(view(&status, false, Paint(false)));
     }
 
     #[test]
@@ -492,7 +495,7 @@ mod tests {
         status.members.push(with("cc", |member| member.problems = vec!["disk_full".into()]));
         status.members.push(with("dd", |member| member.alive = false));
         status.members.push(with("ee", |member| member.phase = Some(Condition::Gone)));
-        let text = view(&status, Paint(false));
+        let text = view(&status, false, Paint(false));
         let places: Vec<_> =
             ["  dddd", "  cccc", "  bbbbbbbb*", "  aaaaaaaa ", "  eeee"].map(|node| text.find(node).unwrap()).into();
         assert!(places.is_sorted(), "{text}");
@@ -527,7 +530,7 @@ mod tests {
         (status.publisher, status.publication) = (None, None);
         status.members.clear();
         assert_eq!(problems(&status), ["no publisher is known: the address will not be kept up to date"]);
-        assert!(!view(&status, Paint(false)).contains('\x1b'));
-        assert!(view(&status, Paint(true)).contains('\x1b'));
+        assert!(!view(&status, false, Paint(false)).contains('\x1b'));
+        assert!(view(&status, false, Paint(true)).contains('\x1b'));
     }
 }

@@ -27,9 +27,10 @@ pub use invitation::{InvitationPrefix, InvitationPrefixError};
 pub use problem::{LEAST_SPACE, Problem, ProblemKind};
 pub use server::{Handler, bind, bind_socket, serve};
 pub use status::{
-    AlarmStatus, Bootstrap, ClockStatus, IntroPointStatus, InvitationState, InvitationStatus, LinkStatus, MemberStatus,
-    OtherPublisherStatus, PortStatus, PublicationStatus, PublishedPeriodStatus, PublishedPointStatus, PublisherStatus,
-    StandInStatus, Status, TrafficStatus, UsageStatus, WireguardPeerStatus, WireguardStatus, WireguardSwitch,
+    AlarmStatus, Bootstrap, ClockStatus, DirectoryStatus, IntroPointStatus, InvitationState, InvitationStatus,
+    LinkStatus, MemberStatus, OtherPublisherStatus, PortStatus, PublicationStatus, PublishedPeriodStatus,
+    PublishedPointStatus, PublisherStatus, StandInStatus, Status, TrafficStatus, UsageStatus, WireguardPeerStatus,
+    WireguardStatus, WireguardSwitch,
 };
 
 mod canary;

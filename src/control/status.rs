@@ -42,6 +42,10 @@ pub struct Status {
     pub stand_ins: Vec<StandInStatus>,
     /// The published descriptors, as far as this node knows.
     pub publication: Option<PublicationStatus>,
+    /// What each directory of the descriptor has confirmed; empty unless this node is the
+    /// publisher.
+    #[serde(default)]
+    pub directories: Vec<DirectoryStatus>,
     /// Another publisher of the address, which is not a member, if this node has seen one in the
     /// last three hours.
     pub other_publisher: Option<OtherPublisherStatus>,
@@ -251,6 +255,26 @@ pub struct PublishedPeriodStatus {
     pub directories: u16,
     /// Directories that hold the newest descriptor.
     pub confirmed: u16,
+}
+
+/// A directory of a descriptor, as the publisher knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirectoryStatus {
+    /// The service whose descriptor it is.
+    pub service: String,
+    /// The number of the time period.
+    pub period: u64,
+    /// The relay, as `$FINGERPRINT`.
+    pub relay: String,
+    /// The revision that it confirmed last, by accepting or by returning it; null if it has
+    /// confirmed none since this node began to publish, or has returned something else.
+    pub revision: Option<u64>,
+    /// When it confirmed that, in seconds since the Unix epoch.
+    pub confirmed_at: Option<u64>,
+    /// Whether that is the newest descriptor.
+    pub current: bool,
+    /// Attempts to upload or to read back that have failed in a row.
+    pub failures: u32,
 }
 
 /// An introduction point in the descriptor.

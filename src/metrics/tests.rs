@@ -77,6 +77,7 @@ pub(super) fn status() -> Status {
             periods: vec![period(20_001), period(20_000)],
             intro_points: vec![point],
         }),
+        directories: Vec::new(),
         other_publisher: None,
         ports: vec![PortStatus {
             service,

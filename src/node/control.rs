@@ -229,6 +229,7 @@ impl Daemon {
             intro_points: Vec::new(),
             stand_ins: Vec::new(),
             publication: None,
+            directories: Vec::new(),
             other_publisher: None,
             ports: Vec::new(),
             traffic: TrafficStatus::default(),
@@ -277,6 +278,7 @@ impl RunningParts {
             if status.other_publisher.is_none() {
                 status.other_publisher = service.other_publisher.borrow().as_ref().and_then(status::other_publisher);
             }
+            status.directories.extend(status::directories(*id, &service.directories.borrow()));
             status.stand_ins.extend(status::stand_ins(&service.stand_ins.borrow()));
             let ports = service.health.as_ref().map(|health| status::ports(*id, &health.ports()));
             status.ports.extend(ports.unwrap_or_default());

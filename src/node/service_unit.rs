@@ -30,6 +30,7 @@ use crate::health::{Health, HealthSettings};
 use crate::keys::{AuthoritySecret, IdentitySecret};
 use crate::proxy::{Connector, PortTarget, Proxy};
 use crate::publish;
+use crate::publish::plan::DirectoryReport;
 use crate::publish::task::{OtherPublisherSeen, Publisher};
 use crate::store::Store;
 use crate::sync;
@@ -118,6 +119,8 @@ pub(super) struct ServiceView {
     pub(super) points: watch::Receiver<Vec<PointStatus>>,
     pub(super) stand_ins: watch::Receiver<Vec<StandInPoint>>,
     pub(super) other_publisher: watch::Receiver<Option<OtherPublisherSeen>>,
+    /// What each directory has confirmed; empty unless this node publishes.
+    pub(super) directories: watch::Receiver<Vec<DirectoryReport>>,
     /// `None` if this node has no targets for the service.
     pub(super) health: Option<Arc<Health>>,
     /// What the canary can have repaired.
@@ -188,12 +191,14 @@ impl Starting<'_> {
         secrets: Option<PublisherSecrets>,
     ) -> Result<ServiceView, NodeError> {
         let (other_publisher, other_publisher_watch) = watch::channel(None);
+        let (directories, directories_watch) = watch::channel(Vec::new());
         let (stand_ins, stand_ins_watch) = watch::channel(Vec::new());
         let (points, points_watch) = watch::channel(Vec::new());
         let (repairs, of_points, of_directories) = ServiceRepairs::new();
         let mut health = None;
         let authority = secrets.map(|PublisherSecrets { authority, master }| {
-            self.publisher(master, wanted.publish.subscribe(), of_directories, other_publisher);
+            let seen = (directories, other_publisher);
+            self.publisher(master, wanted.publish.subscribe(), of_directories, seen);
             authority
         });
         if !targets.borrow().is_empty() {
@@ -211,6 +216,7 @@ impl Starting<'_> {
             points: points_watch,
             stand_ins: stand_ins_watch,
             other_publisher: other_publisher_watch,
+            directories: directories_watch,
             health,
             repairs,
         })
@@ -230,7 +236,10 @@ impl Starting<'_> {
         master: IdentitySecret,
         wanted: watch::Receiver<publish::task::WantedPublication>,
         doubts: mpsc::Receiver<(PeriodId, Directory)>,
-        other_publisher: watch::Sender<Option<OtherPublisherSeen>>,
+        (directories, other_publisher): (
+            watch::Sender<Vec<DirectoryReport>>,
+            watch::Sender<Option<OtherPublisherSeen>>,
+        ),
     ) {
         let (published, published_watch) = watch::channel(Vec::new());
         let (cannot_publish, unable_watch) = watch::channel(());
@@ -242,6 +251,7 @@ impl Starting<'_> {
             wanted,
             doubts,
             report: published,
+            directories,
             cannot_publish,
             other_publisher,
             refresh: Duration::from_secs(rand::rng().random_range(3600..7200)),

@@ -15,12 +15,13 @@ use rustbalance_mesh::MeshCounters;
 use crate::balance::stand_in::task::StandInPoint;
 use crate::balance::task::PointStatus;
 use crate::control::{
-    IntroPointStatus, InvitationState, InvitationStatus, MemberStatus, OtherPublisherStatus, PortStatus,
-    PublicationStatus, PublishedPeriodStatus, PublishedPointStatus, PublisherStatus, StandInStatus, TrafficStatus,
-    UsageStatus,
+    DirectoryStatus, IntroPointStatus, InvitationState, InvitationStatus, MemberStatus, OtherPublisherStatus,
+    PortStatus, PublicationStatus, PublishedPeriodStatus, PublishedPointStatus, PublisherStatus, StandInStatus,
+    TrafficStatus, UsageStatus,
 };
 use crate::counters::{Counter, Counters, PortCounters, ServiceCounters};
 use crate::health::PortHealth;
+use crate::publish::plan::DirectoryReport;
 use crate::publish::task::OtherPublisherSeen;
 use crate::tor::{CircuitBounds, CircuitCounts};
 
@@ -169,6 +170,20 @@ pub(super) fn other_publisher(seen: &OtherPublisherSeen) -> Option<OtherPublishe
     let ago = seen.at.elapsed();
     (ago < OTHER_PUBLISHER_SHOWN)
         .then_some(OtherPublisherStatus { seen_seconds: ago.as_secs(), readable: seen.readable })
+}
+
+/// What each directory has confirmed to this node, if it publishes.
+pub(super) fn directories(service: ServiceId, reports: &[DirectoryReport]) -> Vec<DirectoryStatus> {
+    let status = |report: &DirectoryReport| DirectoryStatus {
+        service: service.to_string(),
+        period: report.period.number,
+        relay: report.directory.relay.to_string(),
+        revision: report.confirmed.map(|(revision, _)| revision),
+        confirmed_at: report.confirmed.map(|(_, at)| at),
+        current: report.is_current,
+        failures: report.failures,
+    };
+    reports.iter().map(status).collect()
 }
 
 /// The health of each port's target.

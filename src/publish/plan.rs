@@ -33,6 +33,11 @@ use rustbalance_gossip::view::MAX_FENCE;
 use crate::backoff::Backoff;
 use crate::drive::Machine;
 use crate::tor::{Directory, Period};
+use directory::DirectoryState;
+
+pub use directory::DirectoryReport;
+
+mod directory;
 
 /// Minimum time between two editions of one period: directories refuse an equal revision, and the
 /// revision clock advances once a second.
@@ -192,21 +197,6 @@ struct Edition {
     made: Duration,
 }
 
-/// The state of one directory for one period.
-#[derive(Debug, Clone, Default)]
-struct DirectoryState {
-    confirmed: Option<u64>,
-    /// The highest revision of ours that it has accepted since this process started.
-    accepted: Option<u64>,
-    busy: bool,
-    failures: u32,
-    not_before: Duration,
-    read_back_at: Option<Duration>,
-    /// Whether the next step is to read back rather than to upload: after a refusal, and by turns
-    /// with uploads while read-backs get no answer.
-    ask: bool,
-}
-
 /// A period to publish in.
 #[derive(Debug, Clone, Default)]
 struct PeriodTarget {
@@ -259,6 +249,16 @@ impl PublishPlan {
             reported: Vec::new(),
         }
     }
+
+    /// The directories of all periods, sorted; empty if this node does not publish.
+    pub fn directories(&self) -> Vec<DirectoryReport> {
+        let mut reports = Vec::new();
+        for (period, target) in self.targets.iter().filter(|_| self.term.is_some()) {
+            let newest = target.edition.as_ref().map(|edition| edition.revision);
+            reports.extend(target.directories.iter().map(|(directory, held)| held.report(*period, directory, newest)));
+        }
+        reports
+    }
 }
 
 impl Machine for PublishPlan {
@@ -270,7 +270,7 @@ impl Machine for PublishPlan {
     }
 
     fn handle(&mut self, event: Event, now: Now) -> Vec<Action> {
-        let (now, mut actions) = (now.mono, Vec::new());
+        let (at, now, mut actions) = (now, now.mono, Vec::new());
         match event {
             Event::Tick => {}
             Event::Lead(term) => self.lead(term, now),
@@ -283,11 +283,11 @@ impl Machine for PublishPlan {
             }
             Event::Built(period, result) => self.built(period, result, now),
             Event::Uploaded { period, directory, revision, outcome } => {
-                self.uploaded(period, &directory, revision, outcome, now);
+                self.uploaded(period, &directory, revision, outcome, at);
             }
             Event::Doubted(period, directory) => self.doubt(period, &directory, now),
             Event::ReadBackAnswered { period, directory, reading } => {
-                actions.extend(self.held(period, &directory, reading, now).map(Action::OtherPublisher));
+                actions.extend(self.held(period, &directory, reading, at).map(Action::OtherPublisher));
             }
         }
         self.reconcile(now, &mut actions);
@@ -401,12 +401,14 @@ impl PublishPlan {
         }
     }
 
-    fn uploaded(&mut self, period: PeriodId, directory: &Directory, revision: u64, outcome: Outcome, now: Duration) {
+    fn uploaded(&mut self, period: PeriodId, directory: &Directory, revision: u64, outcome: Outcome, at: Now) {
+        let now = at.mono;
         let Some(held) = self.held_mut(period, directory) else { return };
         held.busy = false;
         match outcome {
             Outcome::Accepted => {
                 held.confirmed = Some(revision);
+                held.confirmed_at = at.unix;
                 held.accepted = held.accepted.max(Some(revision));
                 held.failures = 0;
                 held.read_back_at = Some(now + FIRST_READ_BACK);
@@ -426,8 +428,9 @@ impl PublishPlan {
         period: PeriodId,
         directory: &Directory,
         reading: Result<Option<Reading>, String>,
-        now: Duration,
+        at: Now,
     ) -> Option<OtherPublisher> {
+        let now = at.mono;
         let held = self.held_mut(period, directory)?;
         held.busy = false;
         held.read_back_at = Some(now + READ_BACK);
@@ -444,6 +447,7 @@ impl PublishPlan {
         held.confirmed = reading.as_ref().filter(|reading| reading.ours).map(|reading| reading.revision);
         if held.confirmed.is_some() {
             held.failures = 0;
+            held.confirmed_at = at.unix;
         }
         let reading = reading.filter(|reading| !reading.ours)?;
         let replaces_ours = held.accepted.is_some_and(|ours| reading.revision > ours);
@@ -569,17 +573,6 @@ impl PublishPlan {
                 })
             })
             .collect()
-    }
-}
-
-impl DirectoryState {
-    /// Backs off after a failure. Up to half of the pause is added, depending on the directory, so
-    /// that the retries spread.
-    fn back_off(&mut self, now: Duration, directory: &Directory) {
-        let base = BACKOFF.pause(self.failures);
-        self.failures = self.failures.saturating_add(1);
-        let share = u32::from(directory.relay.rsa.0[0]);
-        self.not_before = now + base + base * share / 512;
     }
 }
 

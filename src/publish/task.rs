@@ -6,14 +6,16 @@ use std::time::{Duration, SystemTime};
 
 use rustbalance_gossip::id::ServiceId;
 use rustbalance_gossip::record::{PeriodId, PublishedPeriod};
+use rustbalance_gossip::time::Now;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::plan::{Action, DesiredContent, Event, OtherPublisher, Outcome, PublishPlan, Reading};
+use super::plan::{Action, DesiredContent, DirectoryReport, Event, OtherPublisher, Outcome, PublishPlan, Reading};
 use crate::clock::Clock;
 use crate::drive::{Driver, JobPanicked, Jobs, Shell};
+use crate::sync::publish;
 use crate::tor::descriptor::{self, DescriptorContent, PeriodCredentials, PublicReading};
 use crate::tor::{Directory, Engine, Period, TorError};
 
@@ -85,6 +87,8 @@ pub struct Publisher {
     pub doubts: mpsc::Receiver<(PeriodId, Directory)>,
     /// The published revisions and how many directories hold them, written by the task.
     pub report: watch::Sender<Vec<PublishedPeriod>>,
+    /// What each directory has confirmed, written by the task.
+    pub directories: watch::Sender<Vec<DirectoryReport>>,
     /// Notified each time this node cannot publish because its disk does not store the revision: a
     /// revision that is not on disk is not used.
     pub cannot_publish: watch::Sender<()>,
@@ -203,6 +207,12 @@ impl Shell<PublishPlan> for PublisherShell {
             Action::OtherPublisher(other_publisher) => self.meet(&other_publisher),
             Action::Report(periods) => self.report(periods),
         }
+    }
+
+    /// Updates what `status` shows of each directory.
+    fn settle(&mut self, plan: &PublishPlan, _: Now) -> Vec<Event> {
+        publish(&self.publisher.directories, plan.directories());
+        Vec::new()
     }
 }
 

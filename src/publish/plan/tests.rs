@@ -9,7 +9,7 @@ use crate::tor::descriptor::DescriptorParameters;
 const NOON: Duration = Duration::from_secs(43_200);
 
 fn at(mono: Duration) -> Now {
-    Now { mono, unix: 0 }
+    Now { mono, unix: mono.as_secs() }
 }
 
 fn relay(n: u8) -> RelayId {
@@ -154,6 +154,37 @@ fn a_publisher_fills_every_directory_of_every_period() {
     assert!(world.everywhere(&[point(1), point(2)]));
     world.run(Duration::from_secs(600));
     assert_eq!(world.uploads, 16, "what is confirmed is not uploaded again");
+}
+
+#[test]
+fn each_directory_is_listed_with_what_it_has_confirmed_and_when() {
+    let mut world = World::new();
+    world.handle(desired([1, 2]));
+    assert_eq!(world.plan.directories(), [], "a follower knows no directory");
+    world.handle(Event::Lead(Some(1)));
+    world.run(Duration::from_secs(60));
+    let all = world.plan.directories();
+    let newest = |it: &DirectoryReport| world.held[&(it.period, it.directory.clone())].0;
+    assert_eq!(all.len(), world.held.len());
+    for it in &all {
+        let (revision, at) = it.confirmed.unwrap();
+        assert!(it.is_current && revision == newest(it) && at <= world.now.as_secs(), "{it:?}");
+    }
+
+    // One has lost its descriptor, and holds the newest again once that is noticed.
+    let DirectoryReport { period, directory, .. } = all[3].clone();
+    let lost = Event::ReadBackAnswered { period, directory: directory.clone(), reading: Ok(None) };
+    let now = world.now + Duration::from_secs(5);
+    world.plan.handle(lost, at(now));
+    let without: Vec<_> = world.plan.directories().into_iter().filter(|it| !it.is_current).collect();
+    assert_eq!(without.len(), 1);
+    assert!(without[0].directory == directory && without[0].confirmed.is_none(), "{without:?}");
+    let revision = all[3].confirmed.unwrap().0;
+    let back = Event::Uploaded { period, directory, revision, outcome: Outcome::Accepted };
+    world.plan.handle(back, at(now));
+    assert_eq!(world.plan.directories()[3].confirmed, Some((revision, now.as_secs())));
+    world.handle(Event::Lead(None));
+    assert_eq!(world.plan.directories(), []);
 }
 
 #[test]

@@ -53,6 +53,7 @@ struct Working {
     point: IntroPoint,
     disk: Arc<Disk>,
     reported: watch::Receiver<Vec<PublishedPeriod>>,
+    confirmed: watch::Receiver<Vec<DirectoryReport>>,
     notices: watch::Receiver<()>,
     other_publishers: watch::Receiver<Option<OtherPublisherSeen>>,
     stop: CancellationToken,
@@ -73,6 +74,7 @@ impl Working {
             watch::channel(WantedPublication { term: Some(1), content, ..Default::default() });
         let (doubt, doubts) = mpsc::channel(1);
         let (report, reported) = watch::channel(Vec::new());
+        let (directories, confirmed) = watch::channel(Vec::new());
         let (cannot_publish, notices) = watch::channel(());
         let (other_publisher, other_publishers) = watch::channel(None);
         let disk = Arc::new(Disk(AtomicBool::new(disk_is_full)));
@@ -84,6 +86,7 @@ impl Working {
             wanted,
             doubts,
             report,
+            directories,
             cannot_publish,
             other_publisher,
             refresh: Duration::from_secs(3600),
@@ -96,6 +99,7 @@ impl Working {
             point,
             disk,
             reported,
+            confirmed,
             notices,
             other_publishers,
             stop,
@@ -111,6 +115,8 @@ impl Working {
             periods.len() == 2 && periods.iter().all(|it| it.directories > 0 && it.confirmed == it.directories)
         };
         timeout(LIMIT * 3, self.reported.wait_for(complete)).await.unwrap().unwrap();
+        let all = |reports: &Vec<DirectoryReport>| !reports.is_empty() && reports.iter().all(|it| it.is_current);
+        timeout(LIMIT, self.confirmed.wait_for(all)).await.unwrap().unwrap();
     }
 
     async fn end(self) {

@@ -8,10 +8,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rustbalance::control::{
     AlarmStatus, Bootstrap, CanaryDirectoryState, CanaryDirectoryStatus, CanaryPointState, CanaryPointStatus,
-    CanaryRepairStatus, CanaryRunStatus, CanaryStatus, CircuitList, ClockStatus, Handler, IntroPointStatus,
-    InvitationState, InvitationStatus, LinkStatus, MemberStatus, OtherPublisherStatus, PortStatus, PublicationStatus,
-    PublishedPeriodStatus, PublishedPointStatus, PublisherStatus, Request, Response, SOCKET_NAME, StandInStatus,
-    Status, TrafficStatus, UsageStatus, WireguardPeerStatus, WireguardStatus, WireguardSwitch, bind, call, serve,
+    CanaryRepairStatus, CanaryRunStatus, CanaryStatus, CircuitList, ClockStatus, DirectoryStatus, Handler,
+    IntroPointStatus, InvitationState, InvitationStatus, LinkStatus, MemberStatus, OtherPublisherStatus, PortStatus,
+    PublicationStatus, PublishedPeriodStatus, PublishedPointStatus, PublisherStatus, Request, Response, SOCKET_NAME,
+    StandInStatus, Status, TrafficStatus, UsageStatus, WireguardPeerStatus, WireguardStatus, WireguardSwitch, bind,
+    call, serve,
 };
 use rustbalance_gossip::record::Role;
 use rustbalance_gossip::view::Condition;
@@ -234,6 +235,15 @@ fn example() -> Status {
             session_key,
             age_seconds: 5,
             introductions: 7,
+        }],
+        directories: vec![DirectoryStatus {
+            service: "aaaa".into(),
+            period: 7,
+            relay: "$AB".into(),
+            revision: Some(9),
+            confirmed_at: Some(10),
+            current: true,
+            failures: 0,
         }],
         other_publisher: Some(OtherPublisherStatus { seen_seconds: 9, readable: true }),
         stand_ins: vec![StandInStatus { node: node.clone(), relay, introductions: 2 }],
