@@ -5,11 +5,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use monitor::promtool;
+use rustbalance::proxy::Target;
+use rustbalance_gossip::address::mesh_address;
+use rustbalance_gossip::id::NodeId;
 use tempfile::TempDir;
 
 // Only a part of it is needed here.
@@ -80,11 +84,12 @@ fn the_unit_reloads_the_configuration_of_the_node_that_it_runs() {
 #[test]
 fn the_unit_and_its_drop_ins_are_what_systemd_understands() {
     for (drop_ins, most_exposed) in [
-        (&[][..], 1.1),
-        (&["webrtc.conf"], 1.2),
+        (&[][..], 1.0),
+        (&["private-network.conf"], 1.0),
+        (&["webrtc.conf"], 1.1),
         (&["wireguard-kernel.conf"], 1.5),
-        (&["lxc.conf"], 3.3),
-        (&["lxc.conf", "webrtc.conf"], 3.4),
+        (&["lxc.conf"], 3.2),
+        (&["lxc.conf", "webrtc.conf"], 3.3),
     ] {
         let (_folder, unit) = installed(drop_ins);
         let verified = analyze(&["verify", "--man=no"], &unit);
@@ -175,7 +180,8 @@ fn the_drop_in_for_the_kernels_wireguard_gives_one_capability_and_one_address_fa
             "PrivateUsers=no",
             "CapabilityBoundingSet=CAP_NET_ADMIN",
             "AmbientCapabilities=CAP_NET_ADMIN",
-            "RestrictAddressFamilies=AF_NETLINK"
+            "RestrictAddressFamilies=AF_NETLINK",
+            "IPAddressAllow=fd00::/8"
         ]
     );
     // To systemd, this is all that the service may do more.
@@ -199,6 +205,87 @@ fn the_drop_in_for_the_kernels_wireguard_gives_one_capability_and_one_address_fa
     );
 }
 
+/// The networks that these lines of a unit allow.
+fn allowed_networks(text: &str) -> Vec<&str> {
+    let lists = text.lines().filter_map(|line| line.strip_prefix("IPAddressAllow="));
+    lists.flat_map(str::split_whitespace).collect()
+}
+
+/// The first and the last address of a network of IPv4. Fails if its address is not the first one,
+/// or has more than 32 bits of prefix.
+fn range(network: &str) -> (u32, u32) {
+    let (first, bits) = network.split_once('/').unwrap();
+    let first = u32::from(first.parse::<Ipv4Addr>().unwrap());
+    let hosts = u32::try_from((1_u64 << (32 - bits.parse::<u32>().unwrap())) - 1).unwrap();
+    assert_eq!(first & hosts, 0, "{network}");
+    (first, first | hosts)
+}
+
+/// What is not globally reachable by IANA's IPv4 Special-Purpose Address Registry (RFC 6890), and
+/// multicast (RFC 5771). 192.0.0.0/24 is taken whole, although two addresses in it are anycast.
+const NOT_PUBLIC: [&str; 13] = [
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.0.0.0/24",
+    "192.0.2.0/24",
+    "192.168.0.0/16",
+    "198.18.0.0/15",
+    "198.51.100.0/24",
+    "203.0.113.0/24",
+    "224.0.0.0/3",
+];
+
+#[test]
+fn the_unit_allows_each_public_address_and_no_other_one() {
+    let unit = packaging("rustbalance.service");
+    assert!(unit.lines().any(|line| line == "IPAddressDeny=any"));
+    let allowed = allowed_networks(&unit);
+    let (v4, others): (Vec<&str>, Vec<&str>) = allowed.iter().partition(|network| network.contains('.'));
+    assert_eq!(others, ["localhost", "2000::/3", "64:ff9b::/96"]);
+    // Each address is in exactly one range, an allowed one or one that is not public: the ranges in
+    // order leave no gap and do not overlap.
+    let mut all: Vec<_> = v4.into_iter().chain(NOT_PUBLIC).map(range).collect();
+    all.sort_unstable();
+    assert_eq!((all.first().unwrap().0, all.last().unwrap().1), (0, u32::MAX));
+    for pair in all.windows(2) {
+        assert_eq!(pair[0].1.checked_add(1), Some(pair[1].0), "{} and {}", pair[0].1, pair[1].0);
+    }
+}
+
+#[test]
+fn the_drop_in_for_private_networks_allows_what_a_target_may_be_and_no_other_network() {
+    let drop_in = packaging("private-network.conf");
+    let networks = allowed_networks(&drop_in);
+    let settings = drop_in.lines().filter(|line| !line.starts_with(['#', '[']) && !line.is_empty());
+    assert!(settings.eq(drop_in.lines().filter(|line| line.starts_with("IPAddressAllow="))));
+    assert!(networks.iter().all(|network| *network == "fc00::/7" || NOT_PUBLIC.contains(network)), "{networks:?}");
+    let edges = networks.iter().filter(|network| network.contains('.')).flat_map(|network| {
+        let (first, last) = range(network);
+        let inside = [first, last].map(|address| (Ipv4Addr::from(address), true));
+        inside.into_iter().chain([first - 1, last + 1].map(|address| (Ipv4Addr::from(address), false)))
+    });
+    let v4 = edges.map(|(address, inside)| (address.to_string(), inside));
+    let v6 = [("[fc00::]", true), ("[fdff::1]", true), ("[fe00::]", false), ("[fbff::1]", false)];
+    for (address, private) in v4.chain(v6.map(|(address, private)| (address.to_owned(), private))) {
+        let target = format!("{address}:80").parse::<Target>();
+        assert_eq!(target.is_ok_and(|target| target.leaves_host()), private, "{address}");
+    }
+    assert_eq!(networks.len(), 5);
+}
+
+#[test]
+fn the_drop_in_for_the_kernels_wireguard_allows_the_addresses_of_members() {
+    assert_eq!(allowed_networks(&packaging("wireguard-kernel.conf")), ["fd00::/8"]);
+    for key in 0..64 {
+        let address = mesh_address(&NodeId::from_public_key([key; 32]));
+        assert_eq!(address.octets()[0], 0xfd, "{address}");
+    }
+}
+
 #[test]
 fn the_unit_does_what_the_documents_say() {
     let unit = packaging("rustbalance.service");
@@ -218,7 +305,7 @@ fn the_unit_does_what_the_documents_say() {
     assert!(!unit.contains("TimeoutStartSec=infinity"), "a start must not wait without limit for the network");
     assert!(!unit.contains("OOMScoreAdjust"), "the application must not be killed in this daemon's place");
     let runbook = fs::read_to_string(repository().join("docs/OPERATIONS.md")).unwrap();
-    for name in ["lxc.conf", "webrtc.conf", "wireguard-kernel.conf"] {
+    for name in ["lxc.conf", "webrtc.conf", "private-network.conf", "wireguard-kernel.conf"] {
         assert!(runbook.contains(name) && unit.contains(name), "{name} is not documented");
     }
 }

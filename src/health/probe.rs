@@ -21,7 +21,7 @@ use tracing::warn;
 use super::tls::{self, TlsError};
 use crate::causes::with_causes;
 use crate::proxy::{
-    CheckKind, Connector, ExpectedHeader, PortCheck, PortTarget, StatusRange, Target, is_out_of_descriptors,
+    CheckKind, Connector, ExpectedHeader, PortCheck, PortTarget, StatusRange, Target, is_denied, is_out_of_descriptors,
 };
 use crate::stream::BoxStream;
 
@@ -56,9 +56,8 @@ enum ProbeError {
 /// Checks a target once, within `limit`. An error says why it failed; `None` if this process had no
 /// free file descriptor.
 pub async fn ask(port: &PortTarget, limit: Duration, connector: &Connector) -> Option<Result<(), String>> {
-    let outcome = timeout(limit, probe(port, limit, connector)).await;
-    Some(match outcome {
-        Ok(Ok(())) => Ok(()),
+    let why = match timeout(limit, probe(port, limit, connector)).await {
+        Ok(Ok(())) => return Some(Ok(())),
         Ok(Err(Failed::NoDescriptors(error))) => {
             warn!(
                 name: "target_check_lacks_files",
@@ -67,9 +66,25 @@ pub async fn ask(port: &PortTarget, limit: Duration, connector: &Connector) -> O
             );
             return None;
         }
-        Ok(Err(Failed::Check(error))) => Err(described(&port.check, &with_causes(&error))),
-        Err(_) => Err(described(&port.check, &format!("no answer within {limit:?}"))),
-    })
+        Ok(Err(Failed::Check(error @ ProbeError::Connect(_)))) => {
+            explain_denied(with_causes(&error), is_denied(&port.target).await)
+        }
+        Ok(Err(Failed::Check(error))) => with_causes(&error),
+        Err(_) => explain_denied(format!("no answer within {limit:?}"), is_denied(&port.target).await),
+    };
+    Some(Err(described(&port.check, &why)))
+}
+
+/// Why a target does not answer. If this host denies its network to the daemon, says so: the
+/// operator reaches it by hand, and the unit's rules only drop what the daemon sends.
+fn explain_denied(why: String, denied: bool) -> String {
+    if !denied {
+        return why;
+    }
+    format!(
+        "{why}; this host does not let the daemon reach private networks, because rustbalance.service has \
+         IPAddressDeny=: install the drop-in private-network.conf, or else allow it in the firewall"
+    )
 }
 
 /// The failure with what was asked, unless that was only to connect.

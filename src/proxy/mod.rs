@@ -28,6 +28,7 @@ use room::{Admitted, StreamRoom};
 
 pub use check::{CheckKind, ExpectedHeader, HeaderLine, Pin, PortCheck, StatusRange};
 pub use connect::{Connector, ONION_LIMIT, OnionDialer, Resolver, is_out_of_descriptors};
+pub use denied::is_denied;
 pub use header::ProxyProtocol;
 pub use private::{HostName, is_private};
 pub use target::{MAX_UNIX_PATH, PortTarget, Target, TargetError};
@@ -35,6 +36,7 @@ pub use target::{MAX_UNIX_PATH, PortTarget, Target, TargetError};
 mod check;
 mod connect;
 mod copy;
+mod denied;
 mod header;
 mod plan;
 mod private;

@@ -240,3 +240,10 @@ async fn a_socket_that_the_unit_hides_is_distinguished_from_a_missing_one() {
 async fn outcome_of_socket(path: String) -> String {
     outcome(&Target::Unix(path.into()), PortCheck::default()).await.unwrap_err()
 }
+
+#[test]
+fn a_target_in_a_network_that_the_unit_denies_names_the_drop_in() {
+    let text = explain_denied("no answer within 2s".into(), true);
+    assert!(text.starts_with("no answer within 2s; ") && text.contains("private-network.conf"), "{text}");
+    assert_eq!(explain_denied("no answer within 2s".into(), false), "no answer within 2s");
+}
