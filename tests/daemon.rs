@@ -12,10 +12,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use log::refusals;
 use monitor::{check_metrics, connect, get_tcp, get_unix};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use tempfile::TempDir;
 
+#[path = "daemon/log.rs"]
+mod log;
 #[path = "fixtures/monitor.rs"]
 mod monitor;
 
@@ -186,7 +189,6 @@ fn a_changed_configuration_is_applied_or_refused_whole_by_hangup_and_by_command(
         assert!(text.contains(part), "{part:?} is not in {text}");
     }
     daemon.signal(Signal::HUP);
-    let refusals = |daemon: &Daemon| daemon.log().matches("the configuration is refused").count();
     daemon.until("SIGHUP is refused, too", |daemon| refusals(daemon) == 2);
 
     daemon.configure(|text| {

@@ -208,7 +208,9 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(FAILED));
         }
     };
-    match execute(cli) {
+    let outcome = execute(cli);
+    log::finish();
+    match outcome {
         Ok(code) => code,
         // The reader of the output has closed the pipe, as `head` does.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,

@@ -44,6 +44,7 @@ async fn serve_until_signal(context: &Context, config: Config, signals: Signals)
     let (live, shutdown) = (Arc::new(LiveConfig::new(config)), CancellationToken::new());
     tokio::spawn(signals.follow(context.dir.clone(), Arc::clone(&live), shutdown.clone()));
     tokio::spawn(follow_log_config(live.log()));
+    tokio::spawn(log::report_repeated());
     if let Err(error) = open_files::raise() {
         warn!(name: "open_files_raise_failed", %error, "cannot raise the soft limit of open files to the hard one");
     }
@@ -110,6 +111,7 @@ impl Signals {
             };
             if stop.is_cancelled() {
                 warn!(name: "second_signal", signal = name, "second signal: ending at once");
+                log::finish();
                 std::process::exit(i32::from(super::FAILED));
             }
             info!(name: "stopping_by_signal", signal = name, "stopping; a second signal ends the process at once");
