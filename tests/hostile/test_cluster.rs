@@ -283,6 +283,9 @@ impl TestCluster {
                 let published = known.map_or(0, |member| member.published);
                 ensure!((published > 0) == alive, "{name} knows {published} published points of {}", other.name);
             }
+            let (all, me) = (&status.directories, publisher.node == status.node);
+            ensure!(all.iter().all(|it| it.current), "directories lack the newest descriptor of {name}: {all:?}");
+            ensure!(all.is_empty() != me, "{name} publishes: {me}, and knows the directories {all:?}");
             let publication = status.publication.with_context(|| format!("{name} knows no publication"))?;
             for period in &publication.periods {
                 let (confirmed, all) = (period.confirmed, period.directories);

@@ -159,6 +159,9 @@ fn directories_hold_what_status_says(cluster: &Cluster<'_>, nodes: &Nodes) -> Re
             .into_iter()
             .filter_map(|held| Some((held.directory.relay.to_string(), held.content?.revision)))
             .collect();
+        let known = nodes.0.iter().map(|node| Ok(node.status()?.directories)).collect::<Result<Vec<_>>>()?;
+        let known = known.into_iter().flatten().filter_map(|it| Some((it.relay, it.revision?)));
+        ensure!(known.collect::<BTreeSet<_>>() == responsible, "`status` shows other directories than {responsible:?}");
         let published = network().published(&onion)?;
         let texts: BTreeSet<String> = published
             .into_iter()

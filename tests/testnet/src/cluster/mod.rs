@@ -23,8 +23,8 @@ use place::Place;
 
 pub use node::{CommandOutput, Node, Token};
 pub use status::{
-    IntroPoint, Invitation, Link, Member, OtherPublisher, Period, Publication, Published, Publisher, StandIn, Status,
-    Wireguard, WireguardPeer,
+    IntroPoint, Invitation, KnownDirectory, Link, Member, OtherPublisher, Period, Publication, Published, Publisher,
+    StandIn, Status, Wireguard, WireguardPeer,
 };
 pub use vitals::Vitals;
 

@@ -31,6 +31,8 @@ pub struct Status {
     /// Another publisher of the address that is not a member; `None` if the node has not seen one
     /// in the last hours.
     pub other_publisher: Option<OtherPublisher>,
+    /// The directories of the descriptor; empty unless the node publishes.
+    pub directories: Vec<KnownDirectory>,
     /// The links to other members.
     pub links: Vec<Link>,
     /// The invitations that the node knows.
@@ -104,6 +106,15 @@ pub struct Publication {
     pub periods: Vec<Period>,
     /// The introduction points in the descriptor.
     pub intro_points: Vec<Published>,
+}
+
+/// A directory, as the publisher knows it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct KnownDirectory {
+    /// `$FINGERPRINT`.
+    pub relay: String,
+    /// The revision that it has confirmed last.
+    pub revision: Option<u64>,
 }
 
 /// A publisher of the address that is not a member.
