@@ -5,8 +5,8 @@
 //! its count, and the next interval begins, a longer one. If none came, the line is forgotten, and
 //! written at once the next time. Equal lines are those with the same text, values and event: lines
 //! that differ only in a number are different. They need not follow each other. What is remembered
-//! is bounded: beyond [`MOST`] lines the oldest one that did not repeat itself gives way, and a line
-//! longer than [`LONGEST`] is written each time.
+//! is bounded: beyond [`MOST`] lines the oldest one that did not repeat itself gives way, and a
+//! line longer than [`LONGEST`] is written each time.
 
 use std::collections::HashMap;
 use std::sync::Arc;
