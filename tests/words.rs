@@ -287,8 +287,9 @@ fn every_log_line_has_a_name_of_its_own_and_is_listed() {
     let list = Vec::from_iter(rows.into_values()).join("\n");
     let whole = format!(
         "# Log lines\n\nEvery line of the log at the levels error, warn and info has a name. With `--log-format json` it is the \
-         field `event`.\nNames do not change when texts do; a name of a line that is gone is not used again. Generated from the \
-         sources:\n`RUSTBALANCE_WRITE_DOCS=1 cargo test --workspace --test words`.\n\n| name | level | text |\n|---|---|---|\n{list}\n"
+         field `event`,\nin systemd's journal the field `RUSTBALANCE_EVENT`. Names do not change when texts do; a name of a line \
+         that is gone is\nnot used again. Generated from the sources: `RUSTBALANCE_WRITE_DOCS=1 cargo test --workspace --test \
+         words`.\n\n| name | level | text |\n|---|---|---|\n{list}\n"
     );
     let path = root().join("docs/EVENTS.md");
     if std::env::var_os("RUSTBALANCE_WRITE_DOCS").is_some() {

@@ -79,6 +79,13 @@ pub(super) fn journal_text(line: &Line, repeated: Option<Repeated>) -> String {
     text
 }
 
+/// The text without the time, for an entry of the journal.
+pub(super) fn message_text(line: &Line, repeated: Option<Repeated>) -> String {
+    let mut text = String::new();
+    write_text(&mut text, line, repeated, Style(false));
+    text.trim_start().to_owned()
+}
+
 fn write_text(to: &mut String, line: &Line, repeated: Option<Repeated>, style: Style) {
     style.write(to, colour(line.level), &format!("{:>5}", line.level.as_str()));
     to.push(' ');

@@ -13,8 +13,9 @@
 //! that repeats itself is written once, and then counted (see `repeats`).
 //!
 //! Arti redacts sensitive values in its own messages (`safelog`), which is left on; our secrets
-//! have types that do not show them. Lines for systemd's journal have no time and no colour, which
-//! the journal adds itself, and carry the level in the journal's notation.
+//! have types that do not show them. Where standard error is systemd's journal, lines go to it as
+//! entries with fields (see `journal`); if it takes none, as text without time and colour that
+//! carries the level in the journal's notation.
 
 use std::io::{self, IsTerminal};
 use std::os::unix::fs::MetadataExt;
@@ -25,9 +26,11 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use crate::tor::arti::REPEATED_WARNINGS;
+use journal::Journal;
 use output::{Log, LogLayer, Sink};
 
 mod format;
+mod journal;
 mod line;
 mod output;
 mod recent;
@@ -169,7 +172,10 @@ fn sink(format: LogFormat) -> Sink {
     let to = Box::new(io::stderr());
     match format {
         LogFormat::Json => Sink::Json(to),
-        LogFormat::Text if is_journal() => Sink::JournalText(to),
+        LogFormat::Text if is_journal() => match Journal::open() {
+            Ok(journal) => Sink::Journal { journal, instead: to },
+            Err(_) => Sink::JournalText(to),
+        },
         LogFormat::Text => {
             let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
             Sink::Text { to, ansi: io::stderr().is_terminal() && !plain }

@@ -14,6 +14,7 @@ use tracing_subscriber::layer::Context;
 use tracing_subscriber::registry::LookupSpan;
 
 use super::format;
+use super::journal::Journal;
 use super::line::{Field, Fields, Line, Span};
 use super::recent::RecentLines;
 use super::repeats::{self, Entry, Repeats};
@@ -43,6 +44,8 @@ pub(super) enum Sink {
     Json(Box<dyn Write + Send>),
     /// Text for standard error that is the journal's.
     JournalText(Box<dyn Write + Send>),
+    /// Entries of the journal, and text as above for those that it does not take.
+    Journal { journal: Journal, instead: Box<dyn Write + Send> },
 }
 
 impl Sink {
@@ -50,6 +53,9 @@ impl Sink {
         // There is no other place to which a failure could be reported.
         let _ = match self {
             Self::Text { to, ansi } => to.write_all(format::timed_text(shown, *repeated, *ansi, time).as_bytes()),
+            Self::Journal { journal, instead } => journal
+                .send(shown, *repeated)
+                .or_else(|_| instead.write_all(format::journal_text(shown, *repeated).as_bytes())),
             Self::JournalText(to) => to.write_all(format::journal_text(shown, *repeated).as_bytes()),
             Self::Json(to) => match format::json(shown, *repeated, time) {
                 Ok(line) => to.write_all(line.as_bytes()),

@@ -1,10 +1,13 @@
 //! Events of `tracing`, through the whole log, as they are written.
 
+use std::collections::BTreeMap;
 use std::io::Write;
+use std::os::unix::net::UnixDatagram;
 
 use parking_lot::Mutex;
 use tracing::Subscriber;
 
+use super::journal::tests as journal;
 use super::*;
 
 #[derive(Clone, Default)]
@@ -93,6 +96,34 @@ fn no_part_of_a_line_shows_a_whole_address_unless_the_operator_wants_it() {
             assert!(text.contains(shown), "{text}");
         }
     }
+}
+
+#[test]
+fn no_field_of_the_journal_shows_a_whole_address_unless_the_operator_wants_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let journald = UnixDatagram::bind(&path).unwrap();
+    let lines = Lines::default();
+    let sink = Sink::Journal { journal: Journal::at(path).unwrap(), instead: Box::new(lines.clone()) };
+    let log = Arc::new(Log::new(sink));
+    let entry = |port| {
+        tracing::subscriber::with_default(subscriber(&log, "info"), || lose_a_peer(port));
+        let mut buffer = vec![0; 1 << 16];
+        let length = journald.recv(&mut buffer).unwrap();
+        BTreeMap::from_iter(journal::read(&buffer[..length]).unwrap())
+    };
+    let safe = entry(7440);
+    let field = |name: &str| safe[&format!("RUSTBALANCE_{name}")].as_str();
+    assert_eq!([field("EVENT"), field("PEER"), field("ROUTE")], ["peer_lost", "duckduck…", "(address)"]);
+    assert_eq!([field("AT"), field("ERROR"), field("COUNT")], ["(address)", "\tduckduck… at (address)", "3"]);
+    let values = Vec::from_iter(safe.values().cloned()).join(" ");
+    for hidden in [DUCK, "203.0.113.7", "2001:db8::7", "198.51.100.2"] {
+        assert!(!values.contains(hidden), "{values}");
+    }
+    log.set_safe(false);
+    let whole = entry(7441);
+    assert_eq!(whole["RUSTBALANCE_AT"], "198.51.100.2:7441");
+    assert!(whole["MESSAGE"].contains(DUCK) && lines.text().is_empty());
 }
 
 #[test]
