@@ -111,7 +111,7 @@ pub struct Publication {
 /// A directory, as the publisher knows it.
 #[derive(Clone, Debug, Deserialize)]
 pub struct KnownDirectory {
-    /// `$FINGERPRINT`.
+    /// The relay, as `$FINGERPRINT`.
     pub relay: String,
     /// The revision that it has confirmed last.
     pub revision: Option<u64>,
