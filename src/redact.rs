@@ -22,6 +22,10 @@ pub(crate) fn onion_addresses(text: &str) -> String {
 /// node, and without the IP addresses of other hosts. For the log, which may be read by more people
 /// than the node's operator.
 pub(crate) fn shortened(text: &str) -> String {
+    between_escapes(text, shortened_part)
+}
+
+fn shortened_part(text: &str) -> String {
     let text = by_run(text, |run, is_onion| {
         let is_long = run.len() == LABEL || is_onion && run.len() > SHORT;
         is_long.then(|| run.get(..SHORT).map(|start| format!("{start}…")).unwrap_or_default())
@@ -41,8 +45,10 @@ impl Redaction {
     /// The redacted text. The short form of an address is recognized once the address has been
     /// seen.
     pub(crate) fn apply(&mut self, text: &str) -> String {
-        let text = by_run(text, |run, is_onion| self.replace(run, is_onion));
-        without_ip_addresses(&text)
+        between_escapes(text, |part| {
+            let part = by_run(part, |run, is_onion| self.replace(run, is_onion));
+            without_ip_addresses(&part)
+        })
     }
 
     fn replace(&mut self, run: &str, is_onion: bool) -> Option<String> {
@@ -63,6 +69,23 @@ impl Redaction {
         let is_opaque = run.len() >= OPAQUE && has(u8::is_ascii_digit) && has(u8::is_ascii_alphabetic);
         is_opaque.then(|| "(hidden)".into())
     }
+}
+
+/// Applies `redact` to what is between escapes: a backslash and a character, as in JSON and where a
+/// line shows a control character. That character would otherwise be taken for a part of what
+/// follows.
+fn between_escapes(text: &str, mut redact: impl FnMut(&str) -> String) -> String {
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find('\\') {
+        let (part, escape) = rest.split_at(start);
+        let length = 1 + escape.chars().nth(1).map_or(0, char::len_utf8);
+        shown.push_str(&redact(part));
+        shown.push_str(&escape[..length]);
+        rest = &escape[length..];
+    }
+    shown.push_str(&redact(rest));
+    shown
 }
 
 /// Replaces runs of letters and digits. `replace` is given each run, and whether `.onion` follows,
@@ -176,6 +199,8 @@ mod tests {
             ("endpoint:203.0.113.7:51820 tcp:203.0.113.7".into(), "endpoint:(address) tcp:(address)"),
             ("rustbalance::add v0.1.0 at:2001:db8::7".into(), "rustbalance::add v0.1.0 at:(address)"),
             ("[2001:db8::7, ::1]".into(), "[(address), ::1]"),
+            ("failed\\n203.0.113.7:9\\tabc".into(), "failed\\n(address)\\tabc"),
+            (format!("failed\\n{DUCK}"), "failed\\nduckduck…"),
             ("join <master.onion> at 127.0.0.1:80".into(), "join <master.onion> at 127.0.0.1:80"),
             (
                 "2026-11-30T20:06:30.123456Z  INFO rustbalance: up".into(),

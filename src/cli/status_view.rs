@@ -9,7 +9,7 @@ use rustbalance_gossip::view::Condition;
 
 use super::output::Paint;
 use super::{canary_view, directories_view, wireguard_view};
-use crate::control::{InvitationStatus, MemberStatus, Status};
+use crate::control::{InvitationStatus, MemberStatus, Status, TorRenewals};
 use crate::display::{bytes, moment, plural, short, time};
 
 /// Most ports of a node that are shown.
@@ -47,7 +47,7 @@ fn head(text: &mut String, status: &Status, paint: Paint) {
             let _ = writeln!(text, "  ! {}", problem.text);
         }
     }
-    let tor = if status.tor.ready { "ready" } else { "not ready" };
+    let tor = format!("{}{}", if status.tor.ready { "ready" } else { "not ready" }, renewals(&status.tor_renewals));
     let publisher = match &status.publisher {
         None => "none known".into(),
         Some(publisher) => {
@@ -64,6 +64,12 @@ fn head(text: &mut String, status: &Status, paint: Paint) {
         time(status.uptime_seconds),
         status.version,
     );
+}
+
+/// The Tor clients that were replaced; nothing if none was.
+fn renewals(renewals: &TorRenewals) -> String {
+    let (Some(last), Some(why)) = (renewals.last, &renewals.why) else { return String::new() };
+    format!(", replaced {}, last {}: {why}", plural(renewals.count as usize, "time"), moment(last))
 }
 
 /// A node by its address, with its name if it has one.
@@ -325,6 +331,7 @@ pub(super) mod tests {
             phase: Condition::Healthy,
             uptime_seconds: 11_100,
             tor: Bootstrap { fraction: 1.0, ready: true, message: "connected".into() },
+            tor_renewals: TorRenewals::default(),
             publisher: Some(PublisherStatus { node: "bb".repeat(8), term: 4, me: false, lease_left_seconds: 24 }),
             members: vec![member("aa", true), member("bb", false)],
             intro_points: vec![IntroPointStatus {
@@ -511,6 +518,13 @@ pub(super) mod tests {
         assert_eq!((with(None).len(), with(Some(4352)).len()), (0, 0));
         let problem = with(Some(1024)).join("\n");
         assert!(problem.contains("only 1024 open files") && problem.contains("needs 4352"), "{problem}");
+    }
+
+    #[test]
+    fn a_tor_client_that_was_replaced_is_shown_with_the_reason() {
+        let tor_renewals = TorRenewals { count: 2, last: Some(1_790_000_000), why: Some("it expired".into()) };
+        let text = view(&Status { tor_renewals, ..well() }, false, Paint(false));
+        assert!(text.contains("ready, replaced 2 times, last 2026-09-21 14:13:20 UTC: it expired\n"), "{text}");
     }
 
     #[test]

@@ -29,8 +29,8 @@ pub use server::{Handler, bind, bind_socket, serve};
 pub use status::{
     AlarmStatus, Bootstrap, ClockStatus, DirectoryStatus, IntroPointStatus, InvitationState, InvitationStatus,
     LinkStatus, MemberStatus, OtherPublisherStatus, PortStatus, PublicationStatus, PublishedPeriodStatus,
-    PublishedPointStatus, PublisherStatus, StandInStatus, Status, TrafficStatus, UsageStatus, WireguardPeerStatus,
-    WireguardStatus, WireguardSwitch,
+    PublishedPointStatus, PublisherStatus, StandInStatus, Status, TorRenewals, TrafficStatus, UsageStatus,
+    WireguardPeerStatus, WireguardStatus, WireguardSwitch,
 };
 
 mod canary;

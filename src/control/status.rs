@@ -28,10 +28,14 @@ pub struct Status {
     pub role: Role,
     /// This node's condition.
     pub phase: Condition,
-    /// Time since the daemon's start, in seconds.
+    /// Time since the daemon's start, or since its Tor client was replaced, in seconds. What is
+    /// counted since the start is counted from then on.
     pub uptime_seconds: u64,
     /// The connection to the Tor network.
     pub tor: Bootstrap,
+    /// Tor clients that were replaced within the process.
+    #[serde(default)]
+    pub tor_renewals: TorRenewals,
     /// The publisher, as far as this node knows.
     pub publisher: Option<PublisherStatus>,
     /// The members, this node among them.
@@ -255,6 +259,17 @@ pub struct PublishedPeriodStatus {
     pub directories: u16,
     /// Directories that hold the newest descriptor.
     pub confirmed: u16,
+}
+
+/// Tor clients that were replaced, because they had stopped for good or no client got through.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TorRenewals {
+    /// How many, since the start of the process.
+    pub count: u64,
+    /// When the last one was, in seconds since the Unix epoch.
+    pub last: Option<u64>,
+    /// Why the last one was.
+    pub why: Option<String>,
 }
 
 /// A directory of a descriptor, as the publisher knows it.

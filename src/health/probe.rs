@@ -82,8 +82,8 @@ fn explain_denied(why: String, denied: bool) -> String {
         return why;
     }
     format!(
-        "{why}; this host does not let the daemon reach private networks, because rustbalance.service has \
-         IPAddressDeny=: install the drop-in private-network.conf, or else allow it in the firewall"
+        "{why}; this host keeps the daemon from private networks, because rustbalance.service has IPAddressDeny=: \
+         unless IPAddressAllow= names this one already, install the drop-in private-network.conf"
     )
 }
 

@@ -110,10 +110,11 @@ fn write_text(to: &mut String, line: &Line, repeated: Option<Repeated>, style: S
         to.push(' ');
         write_fields(to, &line.fields, style);
     }
-    if let Some(Repeated { times, within }) = repeated {
+    if let Some(Repeated { times, within, ago }) = repeated {
         let plural = if times == 1 { "once" } else { &format!("{times} times") };
         // Writing to a text does not fail.
-        let _ = write!(to, " (repeated {plural} within {} s)", within.as_secs_f64().ceil());
+        let _ =
+            write!(to, " (repeated {plural} within {} s, last {} s ago)", within.as_secs_f64().ceil(), ago.as_secs());
     }
 }
 
@@ -144,8 +145,18 @@ fn escaped(text: &str) -> String {
 }
 
 /// Names that an object in JSON has itself. A field of a line with such a name gets a prefix.
-const OWN_NAMES: [&str; 9] =
-    ["event", "timestamp", "level", "message", "target", "span", "spans", "repeated", "repeated_seconds"];
+const OWN_NAMES: [&str; 10] = [
+    "event",
+    "timestamp",
+    "level",
+    "message",
+    "target",
+    "span",
+    "spans",
+    "repeated",
+    "repeated_seconds",
+    "repeated_last_seconds",
+];
 
 /// One JSON object, with the event's name as `event` if it has one.
 ///
@@ -167,9 +178,10 @@ pub(super) fn json(line: &Line, repeated: Option<Repeated>, time: &str) -> serde
             false => object.serialize_entry(name, &of_json(value))?,
         }
     }
-    if let Some(Repeated { times, within }) = repeated {
+    if let Some(Repeated { times, within, ago }) = repeated {
         object.serialize_entry("repeated", &times)?;
         object.serialize_entry("repeated_seconds", &within.as_secs_f64().ceil())?;
+        object.serialize_entry("repeated_last_seconds", &ago.as_secs())?;
     }
     object.serialize_entry("target", &line.target)?;
     let spans: Vec<_> = line.spans.iter().map(span_in_json).collect();

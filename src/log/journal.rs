@@ -10,7 +10,7 @@ use std::env;
 use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::format::{message_text, priority};
 use super::line::{Field, Line, Place};
@@ -22,6 +22,8 @@ const SOCKET: &str = "/run/systemd/journal/socket";
 const SOCKET_VARIABLE: &str = "RUSTBALANCE_JOURNAL_SOCKET";
 /// `journalctl -t` finds entries by it, as it does what the unit's `SyslogIdentifier=` names.
 const IDENTIFIER: &str = "rustbalance";
+/// The facility of syslog, as a unit's standard error has it.
+const DAEMON: &[u8] = b"3";
 /// The fields of a line begin with it, so that none takes the name of a field of the journal.
 const PREFIX: &str = "RUSTBALANCE_";
 /// Longest name of a field, in bytes; journald ignores fields with longer ones.
@@ -37,6 +39,8 @@ const MAX_FIELDS: usize = 32;
 const SHORT_MESSAGE: usize = 1024;
 /// How long a journal that hangs may hold up a line, which then goes to standard error.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How long no line is sent to a journal that did not take one.
+const PAUSE: Duration = Duration::from_secs(30);
 /// What follows a text that was cut.
 const CUT: &str = "… (cut)";
 
@@ -44,6 +48,8 @@ const CUT: &str = "… (cut)";
 pub(super) struct Journal {
     socket: UnixDatagram,
     path: PathBuf,
+    /// Until when no line is sent.
+    paused_until: Option<Instant>,
 }
 
 impl Journal {
@@ -64,21 +70,25 @@ impl Journal {
         UnixDatagram::unbound()?.connect(&path)?;
         let socket = UnixDatagram::unbound()?;
         socket.set_write_timeout(Some(PATIENCE))?;
-        Ok(Self { socket, path })
+        Ok(Self { socket, path, paused_until: None })
     }
 
     /// Sends a line; one that is too large is sent with its message alone, which is cut.
     ///
     /// # Errors
-    /// The system's, if the journal does not take it.
-    pub(super) fn send(&self, line: &Line, repeated: Option<Repeated>) -> io::Result<()> {
-        let sent = self.socket.send_to(&entry(line, repeated), &self.path);
-        match sent {
-            Err(error) if is_too_large(&error) => {
-                self.socket.send_to(&short_entry(line, repeated), &self.path).map(drop)
-            }
-            outcome => outcome.map(drop),
+    /// The system's, if the journal does not take it; at once, if it did not take one lately.
+    pub(super) fn send(&mut self, line: &Line, repeated: Option<Repeated>) -> io::Result<()> {
+        if self.paused_until.is_some_and(|until| Instant::now() < until) {
+            return Err(io::ErrorKind::WouldBlock.into());
         }
+        let sent = match self.socket.send_to(&entry(line, repeated), &self.path) {
+            Err(error) if is_too_large(&error) => self.socket.send_to(&short_entry(line, repeated), &self.path),
+            outcome => outcome,
+        };
+        // A journal that hangs would hold up every line.
+        let hangs = sent.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+        self.paused_until = hangs.then(|| Instant::now() + PAUSE);
+        sent.map(drop)
     }
 }
 
@@ -99,9 +109,10 @@ fn entry(line: &Line, repeated: Option<Repeated>) -> Vec<u8> {
     for Field { name, value } in of_spans.chain(&line.fields).take(MAX_FIELDS) {
         put(&mut entry, &field_name(name), cut(&value.to_string(), MAX_VALUE).as_bytes());
     }
-    if let Some(Repeated { times, within }) = repeated {
+    if let Some(Repeated { times, within, ago }) = repeated {
         put(&mut entry, "RUSTBALANCE_REPEATED", times.to_string().as_bytes());
         put(&mut entry, "RUSTBALANCE_REPEATED_SECONDS", within.as_secs_f64().ceil().to_string().as_bytes());
+        put(&mut entry, "RUSTBALANCE_REPEATED_LAST_SECONDS", ago.as_secs().to_string().as_bytes());
     }
     entry
 }
@@ -115,6 +126,7 @@ fn short_entry(line: &Line, repeated: Option<Repeated>) -> Vec<u8> {
 fn heading(line: &Line, repeated: Option<Repeated>, most: usize) -> Vec<u8> {
     let mut entry = Vec::new();
     put(&mut entry, "PRIORITY", priority(line.level).to_string().as_bytes());
+    put(&mut entry, "SYSLOG_FACILITY", DAEMON);
     put(&mut entry, "SYSLOG_IDENTIFIER", IDENTIFIER.as_bytes());
     put(&mut entry, "MESSAGE", cut(&message_text(line, repeated), most).as_bytes());
     if let Some(event) = line.event {
@@ -127,8 +139,8 @@ fn heading(line: &Line, repeated: Option<Repeated>, most: usize) -> Vec<u8> {
 fn field_name(name: &str) -> String {
     let capital = |it: char| if it.is_ascii_alphanumeric() { it.to_ascii_uppercase() } else { '_' };
     let name: String = name.chars().map(capital).collect();
-    // These two say something about the whole line.
-    let prefix = if matches!(&*name, "EVENT" | "REPEATED" | "REPEATED_SECONDS") { "FIELD_" } else { "" };
+    // These say something about the whole line.
+    let prefix = if name == "EVENT" || name.starts_with("REPEATED") { "FIELD_" } else { "" };
     let mut name = format!("{PREFIX}{prefix}{name}");
     name.truncate(MAX_NAME);
     name

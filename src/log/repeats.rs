@@ -55,6 +55,8 @@ pub(super) struct Repeated {
     pub(super) times: u64,
     /// Since the line, or the last report about it.
     pub(super) within: Duration,
+    /// Since it came last.
+    pub(super) ago: Duration,
 }
 
 /// The lines of late. Times are those since any fixed moment.
@@ -71,8 +73,9 @@ struct Recent {
     written: Duration,
     /// Which of [`INTERVALS`] runs.
     interval: usize,
-    /// How often it has come since `written`.
+    /// How often it has come since `written`, and when it came last.
     times: u64,
+    last: Duration,
     number: u64,
 }
 
@@ -105,6 +108,7 @@ impl Repeats {
     fn take(&mut self, shown: Arc<Line>, whole: Arc<Line>, now: Duration) -> Vec<Entry> {
         if let Some(recent) = self.recent.get_mut(&shown) {
             recent.times = recent.times.saturating_add(1);
+            recent.last = now;
             return Vec::new();
         }
         let entry = Entry { shown, whole, repeated: None };
@@ -114,8 +118,8 @@ impl Repeats {
                 entries.extend(self.forget_one(now));
             }
             self.count += 1;
-            let recent =
-                Recent { whole: Arc::clone(&entry.whole), written: now, interval: 0, times: 0, number: self.count };
+            let (whole, number) = (Arc::clone(&entry.whole), self.count);
+            let recent = Recent { whole, written: now, interval: 0, times: 0, last: now, number };
             self.recent.insert(Arc::clone(&entry.shown), recent);
         }
         entries.push(entry);
@@ -154,7 +158,7 @@ impl Repeats {
 
 fn entry(shown: Arc<Line>, recent: &Recent, now: Duration) -> Entry {
     let within = now.saturating_sub(recent.written);
-    let repeated = Some(Repeated { times: recent.times, within });
+    let repeated = Some(Repeated { times: recent.times, within, ago: now.saturating_sub(recent.last) });
     Entry { shown, whole: Arc::clone(&recent.whole), repeated }
 }
 

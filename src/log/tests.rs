@@ -176,6 +176,6 @@ async fn a_count_is_reported_when_its_time_has_come_though_no_other_line_comes()
         }
     };
     tokio::time::timeout(std::time::Duration::from_secs(60), reported).await.unwrap();
-    assert!(lines.text().contains("full (repeated 2 times within 10 s)"), "{}", lines.text());
+    assert!(lines.text().contains("full (repeated 2 times within 10 s, last "), "{}", lines.text());
     reporting.abort();
 }

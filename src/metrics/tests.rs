@@ -5,7 +5,7 @@ use rustbalance_gossip::record::Role;
 use rustbalance_gossip::view::Condition;
 
 use crate::control::{
-    Bootstrap, CanaryStatus, IntroPointStatus, LinkStatus, MemberStatus, PortStatus, PublicationStatus,
+    Bootstrap, CanaryStatus, IntroPointStatus, LinkStatus, MemberStatus, PortStatus, PublicationStatus, TorRenewals,
 };
 use crate::control::{PublishedPeriodStatus, PublishedPointStatus, PublisherStatus, Status};
 
@@ -62,6 +62,7 @@ pub(super) fn status() -> Status {
         phase: Condition::Healthy,
         uptime_seconds: 60,
         tor: Bootstrap { fraction: 1.0, ready: true, message: "connected".into() },
+        tor_renewals: TorRenewals::default(),
         publisher: Some(PublisherStatus { node: me.node.clone(), term: 3, me: true, lease_left_seconds: 20 }),
         intro_points: vec![IntroPointStatus {
             service: service.clone(),

@@ -18,6 +18,7 @@ use super::canary::CanaryHandle;
 use super::check::free_space;
 use super::cluster::Cluster;
 use super::reload::reload;
+use super::renewal::Renewals;
 use super::service_units::ServiceViews;
 use super::status;
 use super::timekeeping;
@@ -29,8 +30,8 @@ use crate::causes::with_causes;
 use crate::clock::{ClockVerdict, unix_now};
 use crate::config::{Change, LiveConfig, Reloaded};
 use crate::control::{
-    Bootstrap, CanaryStatus, ClockStatus, Handler, LinkStatus, Request, Response, Status, TrafficStatus, UsageStatus,
-    WireguardStatus,
+    Bootstrap, CanaryStatus, ClockStatus, Handler, LinkStatus, Request, Response, Status, TorRenewals, TrafficStatus,
+    UsageStatus, WireguardStatus,
 };
 use crate::counters::Counters;
 use crate::discovery::Discovery;
@@ -68,8 +69,8 @@ pub(super) struct RunningParts {
 pub(super) struct Daemon {
     pub(super) store: Arc<Store>,
     pub(super) engine: Arc<dyn Engine>,
-    /// Whether this client has taken the place of another one in this process.
-    pub(super) renewed: bool,
+    /// The clients before it in this process; `None` if it is the first.
+    pub(super) renewals: Option<Renewals>,
     pub(super) started: Instant,
     pub(super) bootstrap: watch::Receiver<tor::Bootstrap>,
     /// The configuration in use.
@@ -224,6 +225,11 @@ impl Daemon {
             phase: Condition::Joining,
             uptime_seconds: self.started.elapsed().as_secs(),
             tor: Bootstrap { fraction: bootstrap.fraction, ready: bootstrap.ready, message: bootstrap.message },
+            tor_renewals: self.renewals.as_ref().map_or_else(TorRenewals::default, |renewals| TorRenewals {
+                count: renewals.count,
+                last: Some(renewals.last_unix),
+                why: Some(renewals.why.clone()),
+            }),
             publisher: None,
             members: Vec::new(),
             intro_points: Vec::new(),

@@ -29,6 +29,7 @@ use crate::systemd;
 use crate::tor::arti::{ArtiConfig, ArtiEngine};
 use crate::tor::{Engine, TorError};
 use control::Daemon;
+use renewal::Renewals;
 use supervisor::{PartResult, Supervisor};
 
 pub use check::{Finding, Severity, check};
@@ -155,14 +156,13 @@ pub async fn run_on(
     live: Arc<LiveConfig>,
     stop: CancellationToken,
 ) -> Result<(), NodeError> {
-    run_once(engine, false, store, live, stop).await
+    run_once(engine, None, store, live, stop).await
 }
 
-/// Runs the node on one engine until it ends. `renewed`: this engine has taken the place of another
-/// one in this process.
+/// Runs the node on one engine until it ends. `renewals`: those before it in this process.
 async fn run_once(
     engine: Arc<dyn Engine>,
-    renewed: bool,
+    renewals: Option<Renewals>,
     store: Arc<Store>,
     live: Arc<LiveConfig>,
     stop: CancellationToken,
@@ -178,7 +178,7 @@ async fn run_once(
     let daemon = Arc::new(Daemon {
         store: Arc::clone(&store),
         engine: Arc::clone(&engine),
-        renewed,
+        renewals,
         started: Instant::now(),
         bootstrap: engine.bootstrap(),
         live: Arc::clone(&live),

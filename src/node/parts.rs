@@ -91,7 +91,7 @@ pub(super) async fn start(
     parts.start("services", UNITS_STOP, |stop| units.run(stop));
     let inputs = CanaryInputs {
         engine: Arc::clone(&engine),
-        renewed: daemon.renewed,
+        renewed: daemon.renewals.is_some(),
         cluster: cluster.clone(),
         services: services.clone(),
         targets: live.targets(),

@@ -14,11 +14,24 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{NodeError, run_once};
+use crate::blocking::on_disk;
 use crate::canary::plan::CLIENT_TRIAL;
+use crate::clock::unix_now;
 use crate::config::LiveConfig;
 use crate::store::Store;
 use crate::tor::arti::carry_over;
 use crate::tor::{Engine, TorError};
+
+/// Clients that have taken the place of others in this process.
+#[derive(Debug, Clone)]
+pub(super) struct Renewals {
+    pub(super) count: u64,
+    /// When it last happened, and when that was in seconds since the Unix epoch.
+    pub(super) last: Instant,
+    pub(super) last_unix: u64,
+    /// Why the client before could not stay.
+    pub(super) why: String,
+}
 
 /// Runs a node on the engine that `make` makes, until `stop` or until it cannot continue. If the
 /// cause is an engine that was connected, the node continues on a further one.
@@ -32,25 +45,27 @@ pub async fn run_with(
     live: Arc<LiveConfig>,
     stop: CancellationToken,
 ) -> Result<(), NodeError> {
-    let mut renewed = None;
+    let mut renewals: Option<Renewals> = None;
     loop {
         let engine = make(&store)?;
         let bootstrap = engine.bootstrap();
-        let (on, is_renewed) = (Arc::clone(&engine), renewed.is_some());
-        let outcome = run_once(on, is_renewed, Arc::clone(&store), Arc::clone(&live), stop.clone());
+        let on = Arc::clone(&engine);
+        let outcome = run_once(on, renewals.clone(), Arc::clone(&store), Arc::clone(&live), stop.clone());
         let outcome = Box::pin(outcome).await;
         engine.shutdown().await;
         let Err(error) = outcome else { return Ok(()) };
         let was_connected = bootstrap.borrow().ready;
-        if stop.is_cancelled() || !was_connected || !may_renew(&error, renewed, Instant::now()) {
+        let last = renewals.as_ref().map(|renewals| renewals.last);
+        if stop.is_cancelled() || !was_connected || !may_renew(&error, last, Instant::now()) {
             return Err(error);
         }
-        if let Err(failed) = store.renew_arti(carry_over) {
+        if let Err(failed) = on_disk(|| store.renew_arti(carry_over)) {
             warn!(name: "tor_client_not_renewed", error = %failed, "cannot make another Tor client in this process");
             return Err(error);
         }
         warn!(name: "tor_client_renewed", %error, "the node starts again in this process, with a new Tor client");
-        renewed = Some(Instant::now());
+        let count = renewals.map_or(1, |before| before.count.saturating_add(1));
+        renewals = Some(Renewals { count, last: Instant::now(), last_unix: unix_now(), why: error.to_string() });
     }
 }
 

@@ -10,15 +10,14 @@ use std::path::{Path, PathBuf};
 
 use super::error::StoreError;
 use super::kind::{Kind, Place};
-use super::{intro, lock, service};
+use super::{client_files, intro, lock, service};
 use crate::shell;
 
 /// Most paths that an error message lists; it counts the others.
 const SHOWN: usize = 3;
 /// Arti's directory, and the directories that Arti requires to be private to its user. Deeper down,
 /// Arti refuses only what other users may write.
-const ARTI: &str = "arti";
-const ARTI_PRIVATE: [&str; 3] = ["arti", "arti/state", "arti/cache"];
+const ARTI: &str = client_files::FOLDER;
 /// File name extension of Arti's lock files. Arti creates them empty, with the permissions that the
 /// umask leaves. Arti itself decides whether a group may write them, because it knows which group
 /// is the user's own.
@@ -118,6 +117,20 @@ pub(super) fn check_all(dir: &Path) -> Result<(), StoreError> {
     exposed.verdict()
 }
 
+/// Whether this is Arti's directory, or one of those that Arti requires to be private: of the first
+/// client (`arti/state`), or of a later one (`arti/1`, `arti/1/state`).
+fn is_private(below: &Path) -> bool {
+    let parts: Vec<_> = below.iter().skip(1).filter_map(|part| part.to_str()).collect();
+    let of_client = |name: &str| client_files::OF_CLIENT.contains(&name);
+    let is_number = |name: &str| name.parse::<u32>().is_ok();
+    match parts[..] {
+        [] => true,
+        [name] => of_client(name) || is_number(name),
+        [number, name] => is_number(number) && of_client(name),
+        _ => false,
+    }
+}
+
 /// Checks a file, or a directory and, unless `alone`, everything in it.
 fn walk(exposed: &mut Exposed, path: &Path, alone: bool, depth: usize) -> Result<(), StoreError> {
     let metadata = match fs::symlink_metadata(path) {
@@ -130,7 +143,7 @@ fn walk(exposed: &mut Exposed, path: &Path, alone: bool, depth: usize) -> Result
         return Ok(());
     }
     let below = path.strip_prefix(&exposed.root).unwrap_or(path);
-    let of_arti = below.starts_with(ARTI) && !ARTI_PRIVATE.iter().any(|private| below == Path::new(private));
+    let of_arti = below.starts_with(ARTI) && !is_private(below);
     let me = exposed.me;
     let empty_lock =
         metadata.is_file() && metadata.len() == 0 && path.extension().is_some_and(|ending| ending == ARTI_LOCK);

@@ -1,6 +1,6 @@
 //! Where the Tor client keeps its files: `arti/state` and `arti/cache`.
 //!
-//! A client holds locks on its files for up to an hour after it has ended ([`crate::tor::arti`]).
+//! A client holds locks on its files for an hour or more after it has ended ([`crate::tor::arti`]).
 //! So a further client of the same process has folders of its own, `arti/1/state` and
 //! `arti/1/cache`, then `arti/2/...`. The next process takes over the newest ones.
 
@@ -81,7 +81,7 @@ impl ClientFiles {
     fn further(&self) -> Result<Vec<u32>, StoreError> {
         let entries = fs::read_dir(&self.dir).map_err(|error| StoreError::io("read", &self.dir, error))?;
         let number = |entry: io::Result<fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse().ok();
-        let mut numbers: Vec<u32> = entries.filter_map(number).collect();
+        let mut numbers: Vec<u32> = entries.filter_map(number).filter(|number| *number > 0).collect();
         numbers.sort_unstable();
         Ok(numbers)
     }

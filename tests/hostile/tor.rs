@@ -40,6 +40,9 @@ async fn a_node_goes_on_with_a_second_client_in_the_same_process_but_not_with_a_
     .await;
     test_cluster.healthy().await;
     assert_eq!(clients.lock().len(), 2);
+    let renewals = test_cluster.named("gamma").status().await.unwrap().tor_renewals;
+    let why = renewals.why.unwrap_or_default();
+    assert!(renewals.count == 1 && renewals.last.is_some() && why.contains("Tor client has stopped"), "{why}");
     assert!(files.join("1/state/state/guards.json").is_file(), "the second client has other guards than the first");
     assert!(files.join("1/cache").is_dir());
 

@@ -23,7 +23,7 @@ fn line() -> Line {
     }
 }
 
-const REPEATED: Repeated = Repeated { times: 12, within: Duration::from_millis(60_001) };
+const REPEATED: Repeated = Repeated { times: 12, within: Duration::from_millis(60_001), ago: Duration::from_secs(7) };
 
 #[test]
 fn a_text_has_no_control_character_of_others() {
@@ -46,10 +46,10 @@ fn a_text_has_no_control_character_of_others() {
 fn the_journal_takes_the_level_and_has_its_own_time() {
     let text = journal_text(&line(), Some(REPEATED));
     assert!(text.starts_with("<4> WARN link{route=tor}: rustbalance::link: lost"), "{text}");
-    assert!(text.ends_with(" level=true (repeated 12 times within 61 s)\n"), "{text}");
+    assert!(text.ends_with(" level=true (repeated 12 times within 61 s, last 7 s ago)\n"), "{text}");
     assert_eq!(text.lines().count(), 1);
-    let once = Repeated { times: 1, within: Duration::from_secs(10) };
-    assert!(journal_text(&line(), Some(once)).ends_with(" (repeated once within 10 s)\n"));
+    let once = Repeated { times: 1, within: Duration::from_secs(10), ago: Duration::ZERO };
+    assert!(journal_text(&line(), Some(once)).ends_with(" (repeated once within 10 s, last 0 s ago)\n"));
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn json_has_the_event_the_fields_and_how_often_it_was_repeated() {
     let expected = serde_json::json!({
         "event": "peer_lost", "timestamp": TIME, "level": "WARN", "message": "lost\nat \u{1b}[31mnight",
         "peer": "a \"b\"\u{85}", "error": "gone\r\n<3>forged", "count": 3, "field_level": true,
-        "repeated": 12, "repeated_seconds": 61.0, "target": "rustbalance::link",
+        "repeated": 12, "repeated_seconds": 61.0, "repeated_last_seconds": 7, "target": "rustbalance::link",
         "span": { "name": "link", "route": "tor" }, "spans": [{ "name": "link", "route": "tor" }],
     });
     assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), expected);

@@ -46,16 +46,17 @@ fn line(fields: Vec<Field>) -> Line {
 
 #[test]
 fn an_entry_has_the_message_and_each_value_in_a_field() {
-    let repeated = Some(Repeated { times: 3, within: Duration::from_secs(10) });
+    let repeated = Some(Repeated { times: 3, within: Duration::from_secs(10), ago: Duration::from_secs(2) });
     let entry = entry(&line(vec![text("error", "gone\nPRIORITY=0"), text("event", "forged")]), repeated);
     let fields = read(&entry).unwrap();
     let expected = [
         ("PRIORITY", "4"),
+        ("SYSLOG_FACILITY", "3"),
         ("SYSLOG_IDENTIFIER", "rustbalance"),
         (
             "MESSAGE",
             "WARN link{peer=\"duckduck…\"}: rustbalance::link: lost error=\"gone\\nPRIORITY=0\" event=\"forged\" \
-             (repeated 3 times within 10 s)",
+             (repeated 3 times within 10 s, last 2 s ago)",
         ),
         ("RUSTBALANCE_EVENT", "peer_lost"),
         ("TARGET", "rustbalance::link"),
@@ -66,6 +67,7 @@ fn an_entry_has_the_message_and_each_value_in_a_field() {
         ("RUSTBALANCE_FIELD_EVENT", "forged"),
         ("RUSTBALANCE_REPEATED", "3"),
         ("RUSTBALANCE_REPEATED_SECONDS", "10"),
+        ("RUSTBALANCE_REPEATED_LAST_SECONDS", "2"),
     ];
     assert_eq!(fields, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
     assert!(entry.windows(26).any(|part| part == b"RUSTBALANCE_ERROR\n\x0f\0\0\0\0\0\0\0"), "the length is written");
@@ -98,7 +100,7 @@ fn an_entry_that_is_too_large_for_the_system_is_sent_with_its_message_alone() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("socket");
     let journald = UnixDatagram::bind(&path).unwrap();
-    let journal = Journal::at(path).unwrap();
+    let mut journal = Journal::at(path).unwrap();
     rustix::net::sockopt::set_socket_send_buffer_size(&journal.socket, 8192).unwrap();
     let receive = || {
         let mut buffer = vec![0; 1 << 20];
@@ -124,4 +126,19 @@ proptest! {
         let received = read.into_iter().filter(|(name, _)| name == "RUSTBALANCE_VALUE");
         prop_assert_eq!(received.map(|(_, value)| value).collect::<Vec<_>>(), values);
     }
+}
+
+#[test]
+fn a_journal_that_hangs_holds_up_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let _hanging = UnixDatagram::bind(&path).unwrap();
+    let mut journal = Journal::at(path).unwrap();
+    let line = line(Vec::new());
+    // The journal does not read, so the queue of its socket fills.
+    let filled = (0..10_000).find_map(|_| journal.send(&line, None).err()).expect("the queue takes everything");
+    assert_eq!(filled.kind(), io::ErrorKind::WouldBlock);
+    let start = Instant::now();
+    (0..100).for_each(|_| assert!(journal.send(&line, None).is_err()));
+    assert!(start.elapsed() < PATIENCE * 10, "each line waits");
 }

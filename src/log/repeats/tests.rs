@@ -174,3 +174,13 @@ proptest! {
         prop_assert_eq!(came, counted);
     }
 }
+
+#[test]
+fn a_report_says_when_the_line_came_last() {
+    let mut log = Log::default();
+    let _ = log.says(0, "down");
+    let _ = log.says(1, "down");
+    let _ = log.says(3, "down");
+    let report = log.0.handle(Event::Tick, seconds(10)).remove(0).repeated.unwrap();
+    assert_eq!((report.times, report.within, report.ago), (2, seconds(10), seconds(7)));
+}

@@ -111,6 +111,13 @@ fn state() -> Vec<Metric> {
             "Progress of the connection to the Tor network, 1 when it is complete.",
             |it, out| out.add([], f64::from(it.status.tor.fraction)),
         ),
+        Metric::new(
+            "rustbalance_tor_renewals_total",
+            Counter,
+            &[],
+            "Tor clients that were replaced within the process, because they had stopped for good or no client got through.",
+            |it, out| out.add([], it.status.tor_renewals.count as f64),
+        ),
         Metric::new("rustbalance_wireguard_enabled", Gauge, &[], "1 if WireGuard is switched on.", |it, out| {
             out.flag([], it.status.wireguard.state != WireguardSwitch::Off)
         }),
@@ -147,7 +154,8 @@ fn canary() -> Vec<Metric> {
             "rustbalance_canary_repairs_total",
             Counter,
             &["kind"],
-            "Repairs that followed: republish, replace_point, rebuild_circuits.",
+            "Repairs that followed: republish, replace_point, rebuild_circuits. A renew_tor shows in \
+             rustbalance_tor_renewals_total alone, because these counts begin again after it.",
             |it, out| it.status.canary.repairs.iter().for_each(|(kind, count)| out.add([kind], *count as f64)),
         ),
     ]

@@ -6,7 +6,7 @@
 //! as failed.
 //!
 //! The client stops for good, and every later call returns [`TorError::Stopped`], when it is shut
-//! down or cannot recover by itself. The daemon then ends, and its service manager starts it again.
+//! down or cannot recover by itself. The node then starts again with a new client.
 //! The client cannot recover in these cases:
 //! * A failed client does not release its cache, so a new one in its place could only read it.
 //! * Arti's vanguard manager has ended, which it does when it meets an expired directory; then no

@@ -198,8 +198,11 @@ pub fn carry_over(from: &Path, to: &Path) -> io::Result<()> {
         let entry = entry?;
         let name = entry.file_name();
         if entry.file_type()?.is_file() && Path::new(&name).extension().is_some_and(|it| it == "json") {
-            fs::copy(entry.path(), to.join(name))?;
+            let copy = to.join(name);
+            fs::copy(entry.path(), &copy)?;
+            File::open(copy)?.sync_all()?;
         }
     }
-    File::open(&to)?.sync_all()
+    File::open(&to)?.sync_all()?;
+    to.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
 }

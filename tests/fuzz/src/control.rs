@@ -11,8 +11,8 @@ use rustbalance::control::{
     CanaryRepairStatus, CanaryRunStatus, CanaryStatus, CircuitList, ClockStatus, DirectoryStatus, Handler,
     IntroPointStatus, InvitationState, InvitationStatus, LinkStatus, MemberStatus, OtherPublisherStatus, PortStatus,
     PublicationStatus, PublishedPeriodStatus, PublishedPointStatus, PublisherStatus, Request, Response, SOCKET_NAME,
-    StandInStatus, Status, TrafficStatus, UsageStatus, WireguardPeerStatus, WireguardStatus, WireguardSwitch, bind,
-    call, serve,
+    StandInStatus, Status, TorRenewals, TrafficStatus, UsageStatus, WireguardPeerStatus, WireguardStatus,
+    WireguardSwitch, bind, call, serve,
 };
 use rustbalance_gossip::record::Role;
 use rustbalance_gossip::view::Condition;
@@ -227,6 +227,7 @@ fn example() -> Status {
         phase: Condition::Healthy,
         uptime_seconds: 60,
         tor: Bootstrap { fraction: 0.5, ready: true, message: "connected".into() },
+        tor_renewals: TorRenewals { count: 1, last: Some(5), why: Some("expired".into()) },
         publisher: Some(PublisherStatus { node: node.clone(), term: 3, me: true, lease_left_seconds: 20 }),
         members: vec![member],
         intro_points: vec![IntroPointStatus {
