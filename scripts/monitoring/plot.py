@@ -14,6 +14,7 @@ import http.server
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -73,6 +74,13 @@ class Bridge(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_):
+        pass
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Says nothing of a Prometheus that does not wait for an answer."""
+
+    def handle_error(self, *_):
         pass
 
 
@@ -179,9 +187,11 @@ def picture(panels, start, end):
 def main():
     minutes, seed = (sys.argv[1:] + ["12", ""][len(sys.argv) - 1 :])[:2]
     command = [str(HERE.parent / "soak.sh"), minutes] + ([seed] if seed else [])
+    if not shutil.which("prometheus"):
+        sys.exit("prometheus is missing: ./scripts/install.sh tests installs it")
     soak = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr)
     Bridge.soak = soak
-    bridge = http.server.ThreadingHTTPServer(("127.0.0.1", BRIDGE), Bridge)
+    bridge = Server(("127.0.0.1", BRIDGE), Bridge)
     threading.Thread(target=bridge.serve_forever, daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="rustbalance-plot-") as folder:
