@@ -135,7 +135,7 @@ impl JoinPort {
         match self.join_port.admit(stream, admitter).await {
             Some(Outcome::Admitted { node, role, again }) => info!(
                 name: "member_admitted",
-                %node, %role, again,
+                node = %node.short(), %role, again,
                 "admitted a new member"
             ),
             Some(Outcome::Refused(refusal)) => {

@@ -38,17 +38,24 @@ impl ClientFiles {
         let mut further = self.further()?;
         if let Some(newest) = further.pop() {
             further.into_iter().try_for_each(|older| remove(&self.home(older)))?;
-            // A crash between two steps leaves the rest to the next start.
-            for name in OF_CLIENT {
-                let (from, to) = (self.home(newest).join(name), self.dir.join(name));
-                if from.exists() {
-                    remove(&to)?;
-                    file::rename(&from, &to)?;
-                }
-            }
-            remove(&self.home(newest))?;
+            self.move_up(&self.home(newest))?;
         }
         OF_CLIENT.iter().try_for_each(|name| file::make_dir(&self.dir.join(name)).map(drop))
+    }
+
+    /// Moves all folders of a client to the place of the first one's: state, cache, and files that
+    /// were set aside as damaged. A crash between two steps leaves the rest to the next start.
+    fn move_up(&self, home: &Path) -> Result<(), StoreError> {
+        let failed = |error| StoreError::io("read", home, error);
+        for entry in fs::read_dir(home).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let to = self.dir.join(entry.file_name());
+            if entry.file_type().map_err(failed)?.is_dir() {
+                remove(&to)?;
+                file::rename(&entry.path(), &to)?;
+            }
+        }
+        remove(home)
     }
 
     /// Makes folders for a further client. `carry` copies into the new state folder what is to

@@ -2,8 +2,15 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use super::*;
+
+fn make_private(dir: &Path) {
+    fs::create_dir(dir).unwrap();
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).unwrap();
+}
 
 /// Has the store make folders for a further client, and carry one file over.
 fn renew(store: &Store) {
@@ -25,6 +32,7 @@ fn a_further_client_has_folders_of_its_own_with_what_was_carried_over() {
     renew(&store);
     renew(&store);
     assert_eq!(store.arti_state_dir(), dir.join("3/state"));
+    make_private(&dir.join("3/damaged"));
     assert_eq!(fs::read(dir.join("3/state/guards")).unwrap(), b"b");
     assert!(dir.join("2").exists() && !dir.join("1").exists(), "two clients may have their files open");
     drop(store);
@@ -33,7 +41,7 @@ fn a_further_client_has_folders_of_its_own_with_what_was_carried_over() {
     assert_eq!(store.arti_state_dir(), dir.join("state"));
     assert_eq!(fs::read(dir.join("state/guards")).unwrap(), b"b");
     let left: BTreeSet<_> = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    assert_eq!(left, ["cache".into(), "state".into()].into());
+    assert_eq!(left, ["cache".into(), "damaged".into(), "state".into()].into());
 }
 
 #[test]
