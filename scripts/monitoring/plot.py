@@ -8,6 +8,7 @@ bridge on loopback. The exit code is 0 only if every panel has data. That the so
 is not asked: it ends with its own report on standard error.
 """
 
+import argparse
 import glob
 import html
 import http.server
@@ -185,8 +186,11 @@ def picture(panels, start, end):
 
 
 def main():
-    minutes, seed = (sys.argv[1:] + ["12", ""][len(sys.argv) - 1 :])[:2]
-    command = [str(HERE.parent / "soak.sh"), minutes] + ([seed] if seed else [])
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("minutes", nargs="?", default="12")
+    options.add_argument("seed", nargs="?")
+    given = options.parse_args()
+    command = [str(HERE.parent / "soak.sh"), given.minutes] + ([given.seed] if given.seed else [])
     if not shutil.which("prometheus"):
         sys.exit("prometheus is missing: ./scripts/install.sh tests installs it")
     soak = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr)

@@ -110,11 +110,10 @@ fn write_text(to: &mut String, line: &Line, repeated: Option<Repeated>, style: S
         to.push(' ');
         write_fields(to, &line.fields, style);
     }
-    if let Some(Repeated { times, within, ago }) = repeated {
+    if let Some(report @ Repeated { times, ago, .. }) = repeated {
         let plural = if times == 1 { "once" } else { &format!("{times} times") };
         // Writing to a text does not fail.
-        let _ =
-            write!(to, " (repeated {plural} within {} s, last {} s ago)", within.as_secs_f64().ceil(), ago.as_secs());
+        let _ = write!(to, " (repeated {plural} within {} s, last {} s ago)", report.within_seconds(), ago.as_secs());
     }
 }
 
@@ -178,9 +177,9 @@ pub(super) fn json(line: &Line, repeated: Option<Repeated>, time: &str) -> serde
             false => object.serialize_entry(name, &of_json(value))?,
         }
     }
-    if let Some(Repeated { times, within, ago }) = repeated {
+    if let Some(report @ Repeated { times, ago, .. }) = repeated {
         object.serialize_entry("repeated", &times)?;
-        object.serialize_entry("repeated_seconds", &within.as_secs_f64().ceil())?;
+        object.serialize_entry("repeated_seconds", &report.within_seconds())?;
         object.serialize_entry("repeated_last_seconds", &ago.as_secs())?;
     }
     object.serialize_entry("target", &line.target)?;

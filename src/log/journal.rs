@@ -109,9 +109,9 @@ fn entry(line: &Line, repeated: Option<Repeated>) -> Vec<u8> {
     for Field { name, value } in of_spans.chain(&line.fields).take(MAX_FIELDS) {
         put(&mut entry, &field_name(name), cut(&value.to_string(), MAX_VALUE).as_bytes());
     }
-    if let Some(Repeated { times, within, ago }) = repeated {
+    if let Some(report @ Repeated { times, ago, .. }) = repeated {
         put(&mut entry, "RUSTBALANCE_REPEATED", times.to_string().as_bytes());
-        put(&mut entry, "RUSTBALANCE_REPEATED_SECONDS", within.as_secs_f64().ceil().to_string().as_bytes());
+        put(&mut entry, "RUSTBALANCE_REPEATED_SECONDS", report.within_seconds().to_string().as_bytes());
         put(&mut entry, "RUSTBALANCE_REPEATED_LAST_SECONDS", ago.as_secs().to_string().as_bytes());
     }
     entry

@@ -59,6 +59,13 @@ pub(super) struct Repeated {
     pub(super) ago: Duration,
 }
 
+impl Repeated {
+    /// [`Repeated::within`] in whole seconds, rounded up.
+    pub(super) fn within_seconds(self) -> f64 {
+        self.within.as_secs_f64().ceil()
+    }
+}
+
 /// The lines of late. Times are those since any fixed moment.
 #[derive(Default)]
 pub(super) struct Repeats {

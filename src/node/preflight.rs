@@ -11,6 +11,7 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::clock::{self, date, unix_now};
 use crate::control::{self, ControlError};
+use crate::store::arti_dirs;
 use crate::tor::TorError;
 use crate::tor::arti::{ArtiConfig, check};
 
@@ -91,9 +92,8 @@ pub fn preflight(dir: &Path, arti: &str) -> Result<(), PreflightError> {
 
 /// Checks Arti's configuration and its directories below `dir`; see [`check`].
 pub(super) fn check_arti(dir: &Path, arti: &str) -> Result<(), TorError> {
-    let config =
-        ArtiConfig { toml: arti.to_owned(), state_dir: dir.join("arti/state"), cache_dir: dir.join("arti/cache") };
-    check(&config)
+    let (state_dir, cache_dir) = arti_dirs(dir);
+    check(&ArtiConfig { toml: arti.to_owned(), state_dir, cache_dir })
 }
 
 pub(super) fn check_clock(unix: u64) -> Result<(), PreflightError> {

@@ -40,7 +40,7 @@ impl ClientFiles {
             further.into_iter().try_for_each(|older| remove(&self.home(older)))?;
             self.move_up(&self.home(newest))?;
         }
-        OF_CLIENT.iter().try_for_each(|name| file::make_dir(&self.dir.join(name)).map(drop))
+        self.all().iter().try_for_each(|dir| file::make_dir(dir).map(drop))
     }
 
     /// Moves all folders of a client to the place of the first one's: state, cache, and files that
@@ -67,14 +67,28 @@ impl ClientFiles {
         let made = file::unfinished_dir(&self.dir)?;
         OF_CLIENT.iter().try_for_each(|name| file::make_dir(&made.join(name)).map(drop))?;
         let state = made.join(OF_CLIENT[0]);
-        carry(&self.folder(OF_CLIENT[0]), &state).map_err(|error| StoreError::io("fill", &state, error))?;
+        carry(&self.state_dir(), &state).map_err(|error| StoreError::io("fill", &state, error))?;
         let next = present.saturating_add(1);
         file::rename(&made, &self.home(next))?;
         self.earlier.store(next, Ordering::Relaxed);
         Ok(())
     }
 
-    /// One of the folders of the present client.
+    /// The folder of all clients, and those of the present one.
+    pub(super) fn all(&self) -> [PathBuf; 3] {
+        [self.dir.clone(), self.state_dir(), self.cache_dir()]
+    }
+
+    /// The state folder of the present client.
+    pub(super) fn state_dir(&self) -> PathBuf {
+        self.folder(OF_CLIENT[0])
+    }
+
+    /// The cache folder of the present client.
+    pub(super) fn cache_dir(&self) -> PathBuf {
+        self.folder(OF_CLIENT[1])
+    }
+
     fn folder(&self, name: &str) -> PathBuf {
         self.home(self.earlier.load(Ordering::Relaxed)).join(name)
     }
@@ -97,12 +111,12 @@ impl ClientFiles {
 impl Store {
     /// The directory for Arti's state (guards and the like). Exists, mode 0700.
     pub fn arti_state_dir(&self) -> PathBuf {
-        self.client_files.folder(OF_CLIENT[0])
+        self.client_files.state_dir()
     }
 
     /// The directory for Arti's cache of the network directory. Exists, mode 0700.
     pub fn arti_cache_dir(&self) -> PathBuf {
-        self.client_files.folder(OF_CLIENT[1])
+        self.client_files.cache_dir()
     }
 
     /// Makes new directories for a further Tor client of this process. From now on
@@ -114,6 +128,13 @@ impl Store {
     pub fn renew_arti(&self, carry: impl FnOnce(&Path, &Path) -> io::Result<()>) -> Result<(), StoreError> {
         self.client_files.renew(carry)
     }
+}
+
+/// The directories for Arti's state and cache below a state directory that no process uses. They
+/// need not exist.
+pub fn arti_dirs(dir: &Path) -> (PathBuf, PathBuf) {
+    let first = ClientFiles::new(dir);
+    (first.state_dir(), first.cache_dir())
 }
 
 /// Removes a folder with what is in it, if it exists.

@@ -16,6 +16,7 @@ use rustbalance_gossip::record::Chain;
 use rustbalance_gossip::view::MAX_NODES;
 use zeroize::Zeroizing;
 
+use super::client_files::{ClientFiles, arti_dirs};
 use super::error::StoreError;
 use super::file::{self, Payload};
 use super::kind::{Kind, Place, VERSION};
@@ -137,8 +138,7 @@ impl Draft {
             migrations::run(dir)?;
         }
         let pending = read_pending(dir)?;
-        for inner in ["arti", "arti/state", "arti/cache"] {
-            let inner = dir.join(inner);
+        for inner in ClientFiles::new(dir).all() {
             if file::make_dir(&inner)? {
                 made.push(inner);
             }
@@ -158,12 +158,12 @@ impl Draft {
 
     /// The directory for Arti's state. Exists, mode 0700.
     pub fn arti_state_dir(&self) -> PathBuf {
-        self.dir.join("arti/state")
+        arti_dirs(&self.dir).0
     }
 
     /// The directory for Arti's cache of the network directory. Exists, mode 0700.
     pub fn arti_cache_dir(&self) -> PathBuf {
-        self.dir.join("arti/cache")
+        arti_dirs(&self.dir).1
     }
 
     /// Begins a command, or continues it if the same one was begun earlier. Removes the files of a

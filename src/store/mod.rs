@@ -31,6 +31,7 @@ use crate::keys::{AuthoritySecret, NodeSecret, PointSeed};
 pub use access::Exposed;
 pub use alarms::{KeyAlarm, MAX_ALARMS};
 use client_files::ClientFiles;
+pub use client_files::arti_dirs;
 pub use draft::{Draft, InitialContents, SetupCommand};
 pub use error::{Damage, StoreError};
 pub use export::{export_distance, export_key, make_export_dir};
